@@ -1,0 +1,33 @@
+"""Plug-ins are files: the file name is the registered name is the name on the command line."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from typing import Any
+
+from compress.core.errors import UsageError
+
+HOMES = {
+    "method": ("compress.methods", "METHOD"),
+    "format": ("export.formats", "FORMAT"),
+    "collector": ("calibrate.collectors", "COLLECTOR"),
+}
+
+
+def names(kind: str) -> list[str]:
+    """The registered names of a kind, found by listing files; nothing is imported but the package."""
+    package = importlib.import_module(HOMES[kind][0])
+    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__) if m.name[0] != "_")
+
+
+def load(kind: str, name: str) -> Any:
+    """The plug-in `name` of `kind` (`method`, `format`, `collector`).
+
+    Raises UsageError with the known names when there is no such file.
+    """
+    if name not in (known := names(kind)):
+        raise UsageError(f"no {kind} is called {name!r}; there is {', '.join(known)}")
+    package, attribute = HOMES[kind]
+    return getattr(importlib.import_module(f"{package}.{name.replace('-', '_')}"), attribute)

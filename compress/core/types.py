@@ -1,0 +1,313 @@
+"""Every type that crosses a door between packages: frozen, plain, shapes in the docstring.
+
+O = out features, I = in features, g = group size, G = ceil(I / g) groups a row, n = tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from compress.core.errors import RecipeError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+BITS = (2, 3, 4, 8)
+DTYPE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How one weight is stored.
+
+    kind `int`: codes of `bits` bits; one scale (and, unless symmetric, one integer zero) per group of
+    `group_size` inputs, -1 for the whole row. kind `dense`: the weight itself in `scale_dtype`.
+    `scale_dtype` is the dtype on disk; codes are solved against scales already rounded to it.
+    """
+
+    kind: Literal["int", "dense"] = "int"
+    bits: int = 4
+    group_size: int = -1
+    symmetric: bool = False
+    scale_dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        if self.scale_dtype not in DTYPE_BITS:
+            raise RecipeError(f"scale dtype {self.scale_dtype!r} is unknown; use one of {', '.join(DTYPE_BITS)}")
+        if self.kind == "int" and self.bits not in BITS:
+            raise RecipeError(f"{self.bits} bits cannot be stored; use one of {', '.join(map(str, BITS))}")
+        if self.kind == "int" and self.group_size != -1 and self.group_size < 1:
+            raise RecipeError(f"group size {self.group_size} is impossible; use 16 to 256, or -1 for the whole row")
+
+    @property
+    def name(self) -> str:
+        """`int4-g64-asym`, `int8-row-sym`, or the dtype of a dense weight."""
+        if self.kind == "dense":
+            return self.scale_dtype
+        group = "row" if self.group_size == -1 else f"g{self.group_size}"
+        return f"int{self.bits}-{group}-{'sym' if self.symmetric else 'asym'}"
+
+    @classmethod
+    def parse(cls, name: str, scale_dtype: str = "bfloat16") -> Scheme:
+        """The inverse of `name`. Raises RecipeError for anything else."""
+        if name in DTYPE_BITS:
+            return cls("dense", DTYPE_BITS[name], -1, True, name)
+        match = re.fullmatch(r"int(\d+)-(row|g(\d+))-(sym|asym)", name)
+        if not match:
+            raise RecipeError(f"scheme {name!r} is not understood; write it like int4-g64-asym, int8-row-sym or bfloat16")
+        group = -1 if match[2] == "row" else int(match[3])
+        return cls("int", int(match[1]), group, match[4] == "sym", scale_dtype)
+
+    def groups(self, in_features: int) -> int:
+        """G, the number of groups in a row of `in_features`."""
+        return 1 if self.group_size == -1 else math.ceil(in_features / self.group_size)
+
+    def bits_per_weight(self, shape: tuple[int, int]) -> float:
+        """Stored bits per weight, scales and zeros included, for a weight of `shape` (O, I)."""
+        if self.kind == "dense":
+            return float(DTYPE_BITS[self.scale_dtype])
+        overhead = DTYPE_BITS[self.scale_dtype] + (0 if self.symmetric else self.bits)
+        return self.bits + self.groups(shape[1]) * overhead / shape[1]
+
+
+@dataclass(frozen=True)
+class LayerRef:
+    """One two-dimensional weight of the model, by structure.
+
+    name: module path (`model.layers.0.self_attn.q_proj`; experts get their number:
+    `model.layers.0.mlp.experts.3.gate_up_proj`). param: the parameter that holds it in the model.
+    shape: (O, I) as a linear map, whatever the storage order. container says how it is stored:
+    `linear` (O, I), `conv1d` (I, O), `experts` slice `expert` of (E, O, I), `experts_t` slice of (E, I, O).
+    fused_with: the names of layers that read the same input and are fused by servers (q/k/v, gate/up),
+    itself included. tied_to: the parameter that shares its storage.
+    """
+
+    name: str
+    param: str
+    shape: tuple[int, int]
+    block: int
+    role: str
+    container: Literal["linear", "conv1d", "experts", "experts_t", "embedding"] = "linear"
+    expert: int | None = None
+    fused_with: tuple[str, ...] = ()
+    tied_to: str | None = None
+
+
+@dataclass(frozen=True)
+class BlockRef:
+    """One repeated block: module path `name`, its `stack` (path of the list it sits in), position in the stack."""
+
+    index: int
+    name: str
+    stack: str
+    position: int
+    layers: tuple[LayerRef, ...]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What was found by looking at the module tree. `generic` is a sentence when names were not recognised."""
+
+    architecture: str
+    blocks: tuple[BlockRef, ...]
+    embedding: LayerRef | None
+    head: LayerRef | None
+    tied: bool
+    outside: tuple[LayerRef, ...] = ()
+    generic: str | None = None
+
+    @property
+    def layers(self) -> tuple[LayerRef, ...]:
+        """All layers inside blocks, in execution order."""
+        return tuple(layer for block in self.blocks for layer in block.layers)
+
+
+@dataclass(frozen=True)
+class LayerStats:
+    """Input statistics of one layer; the unit is per token, so layers and runs compare.
+
+    hessian: (I, I) float32 = (2/n) sum x xT. act_absmax, act_sq_mean: (I,) float32.
+    """
+
+    n_tokens: int
+    hessian: Tensor
+    act_absmax: Tensor | None = None
+    act_sq_mean: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class QTensor:
+    """A quantized weight. `w = (codes - zero) * scale`, zero = 2^(bits-1) where `zero` is None.
+
+    codes: (O, I) uint8, unpacked. scale: (O, G), already on the grid of scheme.scale_dtype.
+    zero: (O, G) uint8, or None for a symmetric scheme.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    scheme: Scheme
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What is done to one layer, and why (the reason is printed)."""
+
+    layer: str
+    scheme: Scheme
+    method: str
+    reason: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One LayerPlan for every weight matrix, embedding and head included; predicted bytes of OUT's weights."""
+
+    layers: dict[str, LayerPlan]
+    predicted_bytes: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerMethod:
+    """A pure function `(weight (O, I), stats or None, scheme, options) -> (QTensor, fallback sentence or None)`.
+
+    needs: names of the statistics it reads (`hessian`), empty for data-free methods.
+    """
+
+    quantize: Callable[..., tuple[QTensor, str | None]]
+    options: type
+    needs: tuple[str, ...]
+    paper: str
+    summary: str
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """One layer after its method ran.
+
+    output_error: tr((W-Q) H (W-Q)^T) / tr(W H W^T), nan without statistics. weight_error: |W-Q|^2 / |W|^2.
+    fallback: a sentence when the method could not run as planned; never silent.
+    """
+
+    layer: str
+    block: int
+    role: str
+    shape: tuple[int, int]
+    scheme: str
+    method: str
+    reason: str
+    bytes_before: int
+    bytes_after: int
+    output_error: float
+    weight_error: float
+    seconds: float
+    n_tokens: int = 0
+    fallback: str | None = None
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """One block after it was committed. hidden_error: held-out |h - h'|^2 / |h|^2 at the block's output."""
+
+    block: int
+    name: str
+    hidden_error: float
+    hidden_cosine: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FormatCaps:
+    """What a format and its runtimes can hold; read by the planner before anything is solved.
+
+    auto_groups: group sizes tried for `auto`, largest first. containers: storage orders that can be packed.
+    """
+
+    bits: tuple[int, ...]
+    auto_groups: tuple[int, ...]
+    symmetric_only: frozenset[str]
+    containers: frozenset[str]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One figure. `low` and `high` bound the 95 % interval (None where there is none); `n` counts samples."""
+
+    subject: str
+    name: str
+    unit: str
+    median: float
+    low: float | None = None
+    high: float | None = None
+    n: int = 1
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A sample written by the original and by the compressed model from the same prompt."""
+
+    prompt: str
+    texts: dict[str, str]
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """Token ids ready for the model, one row a sequence, and where they came from.
+
+    sequences: list of (L,) int64 tensors, any lengths. documents: document number of each sequence.
+    digest: sha256 over ids and settings. source: what a person would call it.
+    """
+
+    sequences: tuple[Tensor, ...]
+    documents: tuple[int, ...]
+    digest: str
+    source: str
+
+    @property
+    def n_tokens(self) -> int:
+        """Total number of tokens."""
+        return sum(int(s.numel()) for s in self.sequences)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything a report is made from. Plain data; `compress.report.record` reads and writes it as JSON.
+
+    model: name, architecture, parameters, bytes, blocks, dtype. data: calibration and held-out cards.
+    stages: seconds by stage. environment: versions, cpu, threads. reproduce: the command line.
+    """
+
+    command: str
+    model: dict[str, Any]
+    artifact: str | None
+    recipe: dict[str, Any] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    layers: tuple[LayerResult, ...] = ()
+    blocks: tuple[BlockResult, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    verified: tuple[dict[str, Any], ...] = ()
+    generations: tuple[Generation, ...] = ()
+    notes: tuple[str, ...] = ()
+    stages: dict[str, float] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    reproduce: str = ""
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype called `name` (`bfloat16`, `float16`, `float32`). Raises RecipeError for others."""
+    import torch
+
+    if name not in DTYPE_BITS:
+        raise RecipeError(f"dtype {name!r} is unknown; use one of {', '.join(DTYPE_BITS)}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

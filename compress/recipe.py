@@ -1,0 +1,84 @@
+"""The settings of a run: the only place where defaults live."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from compress.core.errors import RecipeError
+from compress.core.types import BITS
+
+DEMO = "demo"
+
+
+class Recipe(BaseModel):
+    """What to do to which model with which data. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(DEMO, description="folder, hub id, .gguf file, or 'demo'")
+    out: str = Field("", description="output folder; default: MODEL's name and the bits")
+    bits: int = Field(4, description="bits per weight: 2, 3, 4 or 8")
+    group_size: int | Literal["auto"] = Field("auto", description="inputs per scale: 16 to 256, -1 whole row, auto")
+    symmetric: bool = Field(False, description="no zero points")
+    method: str = Field("gptq", description="how codes are solved")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the method")
+    embeddings: Literal["keep", "int8"] = Field("keep", description="token embedding (a tied head goes with it)")
+    head: Literal["keep", "int8"] = Field("keep", description="lm_head, when it is not tied")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="dtype of kept weights")
+    scale_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="dtype of scales")
+    plan: str | None = Field(None, description="a plan.json to apply instead of a uniform one")
+
+    data: str | None = Field(None, description="calibration file, folder or hub name; default: built-in text")
+    text_column: str | None = Field(None, description="column that holds the text")
+    samples: int = Field(64, ge=1, description="calibration sequences")
+    seq_len: int = Field(512, ge=8, description="tokens per sequence")
+    eval_samples: int = Field(16, ge=0, description="held-out documents; 0 measures nothing")
+    seed: int = Field(0, ge=0, description="seed of every random choice")
+    generate: int = Field(3, ge=0, description="sample texts written by both models")
+
+    threads: int = Field(0, ge=0, description="torch threads; 0: physical cores")
+    device: str = Field("cpu", description="cpu, cuda, cuda:1 ...")
+    max_shard_size: str = Field("5GB", description="largest weight file")
+    allow_pickle: bool = Field(False, description="open .bin weights (loaded with weights_only=True)")
+    trust_remote_code: bool = Field(False, description="run model code from the repository")
+    verify: bool = Field(True, description="load the artifact with transformers and compare logits")
+
+    @field_validator("bits")
+    @classmethod
+    def _bits(cls, value: int) -> int:
+        if value not in BITS:
+            raise ValueError(f"--bits {value} cannot be stored; use 2, 3, 4 or 8")
+        return value
+
+    @field_validator("group_size")
+    @classmethod
+    def _group(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value != -1 and not 16 <= value <= 256:
+            raise ValueError(f"--group-size {value} is out of range; use 16 to 256, -1 for the whole row, or auto")
+        return value
+
+    @classmethod
+    def build(cls, **settings: Any) -> Recipe:
+        """A recipe from keyword settings. Raises RecipeError with one readable sentence."""
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"][:1])
+            said = first["msg"].removeprefix("Value error, ")
+            raise RecipeError(said if said.startswith("--") else f"{where}: {said} (given: {first['input']!r})") from None
+
+    @classmethod
+    def read(cls, path: str | Path, **overrides: Any) -> Recipe:
+        """A recipe from a YAML file, with settings given on the command line on top."""
+        try:
+            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RecipeError(f"recipe {path} cannot be read: {error}") from None
+        if not isinstance(loaded, dict):
+            raise RecipeError(f"recipe {path} holds a {type(loaded).__name__}; it must hold 'name: value' lines")
+        return cls.build(**{**loaded, **overrides})
