@@ -1,0 +1,141 @@
+"""Where the scales and zeros of a group go: from its minimum and maximum, or searched for the least squared error.
+
+A searched grid is the min-max grid shrunk by the factor that leaves the least error: a few clipped weights
+for finer steps everywhere else. Every candidate is judged on the scale as it will be stored.
+O = out features, I = in features, g = group size, G = groups a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compress.core.numerics.affine import quantize_codes, round_to_storage, symmetric_zero, to_groups
+from compress.core.types import QTensor, Scheme
+
+# big enough to hide the cost of a call, small enough for a few temporaries to stay in a shared cache
+_CHUNK = 1 << 18
+
+
+@dataclass(frozen=True)
+class Grid:
+    """scale: (O, G) float32 on the grid of the storage dtype. zero: (O, G) uint8, None when symmetric."""
+
+    scale: Tensor
+    zero: Tensor | None
+
+
+@dataclass(frozen=True)
+class Search:
+    """Shrink factors tried: `steps` of them, evenly from 1 to `shrink`; asymmetric also moves the zero by `shift` codes each way."""
+
+    steps: int = 40
+    shrink: float = 0.4
+    shift: int = 1
+
+
+def minmax_grid(weight: Tensor, scheme: Scheme) -> Grid:
+    """The narrowest grid that covers each group's values and 0. weight: (O, I) float32, finite.
+
+    An all-zero group gets scale 1: its codes mean 0 whatever it is.
+    """
+    scale, zero = _cover(to_groups(weight, scheme), scheme)
+    return Grid(round_to_storage(scale, scheme.scale_dtype), None if zero is None else zero.to(torch.uint8))
+
+
+def search_grid(weight: Tensor, importance: Tensor | None, scheme: Scheme, search: Search) -> Grid:
+    """The grid of least sum of importance * (w - q)^2 in each group, q rounded to nearest.
+
+    weight: (O, I) float32, finite. importance: (I,) float32 >= 0, such as diag(H); None weighs all alike.
+    Never worse than `minmax_grid` in that measure: factor 1 is a candidate.
+    Cost: about 8 * O * I * (steps + 8 * shift) float operations; a few temporaries of 256 Ki values.
+    """
+    groups = to_groups(weight, scheme)
+    share = None if importance is None else _shares(importance, scheme)
+    rows = max(1, _CHUNK // (groups.shape[1] * groups.shape[2]))
+    found = [_search_rows(chunk, share, scheme, search) for chunk in groups.split(rows)]
+    scale = torch.cat([f[0] for f in found])
+    return Grid(scale, None if scheme.symmetric else torch.cat([f[1] for f in found]).to(torch.uint8))
+
+
+def round_to_nearest(weight: Tensor, grid: Grid, scheme: Scheme) -> QTensor:
+    """`weight` (O, I) rounded to nearest on `grid`."""
+    return QTensor(quantize_codes(weight, grid.scale, grid.zero, scheme), grid.scale, grid.zero, scheme)
+
+
+def _cover(groups: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor | None]:
+    """Unrounded scale (O, G) and float zero of the narrowest grid over `groups` (O, G, g) and 0."""
+    low = groups.amin(2).clamp_(max=0)
+    high = groups.amax(2).clamp_(min=0)
+    steps = 2**scheme.bits - 1
+    if scheme.symmetric:
+        below = symmetric_zero(scheme)
+        scale = torch.maximum(low / -below, high / (steps - below))
+        return torch.where(scale > 0, scale, 1.0), None
+    # divided apart: high - low may overflow where high / steps does not
+    scale = high / steps - low / steps
+    scale = torch.where(scale > 0, scale, 1.0)
+    stored = round_to_storage(scale, scheme.scale_dtype)
+    return scale, (-low / stored).round_().clamp_(0, steps)
+
+
+def _shares(importance: Tensor, scheme: Scheme) -> Tensor:
+    """`importance` (I,) as (G, g), each group's largest 1, so that squares of extreme values neither vanish nor overflow."""
+    groups = to_groups(importance.reshape(1, -1), scheme)[0]
+    peak = groups.amax(1, keepdim=True)
+    return torch.where(peak > 0, groups / peak, 1.0)
+
+
+def _search_rows(
+    groups: Tensor, share: Tensor | None, scheme: Scheme, search: Search
+) -> tuple[Tensor, Tensor]:
+    """Best (scale, zero), each (R, G) float32, for `groups` (R, G, g); zero is constant when symmetric."""
+    unit, zero = _cover(groups, scheme)
+    if zero is None:
+        zero = torch.full_like(unit, symmetric_zero(scheme))
+    trial = _Trial(groups / unit.unsqueeze(2), unit, share, scheme)
+    best = (trial.error(1.0, zero), trial.stored(1.0), zero)
+    factors = torch.linspace(1.0, search.shrink, search.steps).tolist()[1:]
+    for factor in factors:
+        best = _better(best, (trial.error(factor, zero), trial.stored(factor), zero))
+    return best[1], best[2]
+
+
+def _better(
+    best: tuple[Tensor, Tensor, Tensor], other: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Group by group the candidate (error, scale, zero) with the smaller error; ties keep `best`."""
+    wins = other[0] < best[0]
+    return (
+        torch.where(wins, other[0], best[0]),
+        torch.where(wins, other[1], best[1]),
+        torch.where(wins, other[2], best[2]),
+    )
+
+
+class _Trial:
+    """Errors of candidate grids over one chunk, in units of each group's own min-max scale."""
+
+    def __init__(self, ratio: Tensor, unit: Tensor, share: Tensor | None, scheme: Scheme) -> None:
+        self.ratio, self.unit, self.share, self.scheme = ratio, unit, share, scheme
+        self.codes = torch.empty_like(ratio)
+        self.top = 2**scheme.bits - 1
+
+    def stored(self, factor: float) -> Tensor:
+        """The scale (R, G) that `factor` stands for, as it would be stored."""
+        return round_to_storage(self.unit * factor, self.scheme.scale_dtype)
+
+    def error(self, factor: float, zero: Tensor) -> Tensor:
+        """sum of share * (w - q)^2 for each group (R, G)."""
+        step = (self.stored(factor) / self.unit).unsqueeze(2)
+        codes = torch.div(self.ratio, step, out=self.codes).round_()
+        if self.scheme.symmetric:
+            codes.clamp_(-symmetric_zero(self.scheme), self.top - symmetric_zero(self.scheme))
+        else:
+            codes.clamp_(-zero.unsqueeze(2), (self.top - zero).unsqueeze(2))
+        codes.mul_(step).sub_(self.ratio).square_()
+        if self.share is not None:
+            codes.mul_(self.share)
+        return codes.sum(2)
