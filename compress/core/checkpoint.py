@@ -1,0 +1,279 @@
+"""A model folder on disk, opened lazily: names and shapes first, weights one block at a time.
+
+The model is built on the meta device; parameters are filled from the files when a block's turn comes and dropped
+again afterwards. transformers 5 stores some checkpoints under other names than its modules have (legacy prefixes,
+experts kept apart on disk and fused in memory); its own conversion tables are read, never copied.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.core.errors import ModelError
+from compress.core.safetensors_file import TensorEntry, read_header, read_tensor
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class ParamSource:
+    """How one parameter of the model is made: the checkpoint keys, and transformers' converter unless it is a copy."""
+
+    keys: tuple[str, ...]
+    converter: Any = None
+    pattern_of: dict[str, str] | None = None
+
+
+class Checkpoint:
+    """An opened model folder. Nothing but headers is read until `load` or `fill` is called."""
+
+    def __init__(self, folder: Path, trust_remote_code: bool = False) -> None:
+        self.folder = folder
+        self.entries = read_index(folder)
+        self.config = read_config(folder, trust_remote_code)
+        self.trust_remote_code = trust_remote_code
+        self.model = build_skeleton(self.config, folder, trust_remote_code)
+        self.sources = map_sources(self.model, self.entries)
+        self._check_complete()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.nbytes for entry in self.entries.values())
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, tied ones once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def dtype_of(self, param: str) -> torch.dtype:
+        """The dtype that a parameter has on disk."""
+        return self.entries[self.sources[param].keys[0]].dtype
+
+    def load(self, param: str) -> Tensor:
+        """One parameter as the model has it, in the dtype of the file. Raises ModelError for NaN, Inf, bad shapes."""
+        source = self.sources[param]
+        expected = tuple(self.model.get_parameter(param).shape)
+        if source.converter is None:
+            tensor = read_tensor(self.entries[source.keys[0]])
+        else:
+            tensor = self._convert(param, source)
+        if tuple(tensor.shape) != expected:
+            raise ModelError(
+                f"{param} has shape {tuple(tensor.shape)} in {self.folder}, config.json asks for {expected}; "
+                "the config belongs to another model"
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise ModelError(f"{param} holds {bad} NaN or Inf values; repair or download the model again")
+        return tensor
+
+    def _convert(self, param: str, source: ParamSource) -> Tensor:
+        converter = deepcopy(source.converter)
+        assert source.pattern_of is not None
+        for key in source.keys:
+            converter.add_tensor(param, key, source.pattern_of[key], read_tensor(self.entries[key]))
+        made = converter.convert(param, model=self.model, config=self.config)
+        tensor = made[param]
+        return tensor[0] if isinstance(tensor, list) else tensor
+
+    def fill(self, module: nn.Module, prefix: str, dtype: torch.dtype = torch.float32) -> None:
+        """Materialise every parameter below `module` (module path `prefix`) in `dtype`."""
+        for name, parameter in list(module.named_parameters()):
+            if parameter.is_meta:
+                full = f"{prefix}.{name}" if prefix else name
+                set_parameter(module, name, self.load(full).to(dtype))
+
+    def fill_outside(self, blocks: Iterable[str], dtype: torch.dtype = torch.float32) -> list[str]:
+        """Materialise every parameter that is in none of the modules `blocks`; returns their names, ties once."""
+        inside = tuple(f"{name}." for name in blocks)
+        names = [n for n, _ in self.model.named_parameters() if not n.startswith(inside)]
+        for name in names:
+            fill_tied(self.model, name, self.load(name).to(dtype))
+        for name, buffer in self.model.named_buffers():
+            if name in self.entries and not name.startswith(inside):
+                buffer.copy_(read_tensor(self.entries[name]))
+        return names
+
+    def _check_complete(self) -> None:
+        missing = [n for n, _ in self.model.named_parameters() if n not in self.sources]
+        if missing:
+            shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+            raise ModelError(
+                f"{self.folder} lacks the weights {shown} that {type(self.model).__name__} needs; "
+                "name the class that was saved in config.json's 'architectures'"
+            )
+
+
+def read_index(folder: Path) -> dict[str, TensorEntry]:
+    """Every tensor of a folder by checkpoint key. Raises ModelError for missing, foreign or damaged files."""
+    index = folder / INDEX
+    if not index.is_file():
+        if (folder / SINGLE).is_file():
+            return read_header(folder / SINGLE)
+        raise ModelError(f"{folder} has neither {SINGLE} nor {INDEX}; give a folder with safetensors weights")
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted({str(name) for name in weight_map.values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(f"{index} is damaged: it must map tensor names to files; download it again") from None
+    root = folder.resolve()
+    entries: dict[str, TensorEntry] = {}
+    for name in files:
+        # A hub cache links its files into ../blobs, so the name is judged, not where the link leads.
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ModelError(f"{index} points outside its folder ({name}); do not use this model")
+        entries.update(read_header(root / name))
+    absent = [key for key in weight_map if key not in entries]
+    if absent:
+        raise ModelError(f"{index} names the tensor {absent[0]}, {weight_map[absent[0]]} does not hold it")
+    return entries
+
+
+def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The transformers config of a folder, without any quantization entry. Raises ModelError when it is unusable."""
+    from transformers import AutoConfig
+
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} has no config.json; give a folder saved by save_pretrained")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ModelError(f"{path} is not valid JSON; download it again") from None
+    if not isinstance(raw, dict):
+        raise ModelError(f"{path} must hold an object; download it again")
+    if raw.get("quantization_config"):
+        method = raw["quantization_config"].get("quant_method", "an unknown method")
+        raise ModelError(f"{folder} is already quantized ({method}); start from the original weights")
+    if "auto_map" in raw and not trust_remote_code:
+        raise ModelError(f"{folder} needs code of its own ({path}: auto_map); pass --trust-remote-code if you trust it")
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{path} cannot be used: {said}") from None
+
+
+def build_skeleton(config: Any, folder: Path, trust_remote_code: bool = False) -> nn.Module:
+    """The model with parameters on the meta device and real buffers, in eval mode, its ties in place."""
+    from accelerate import init_empty_weights
+
+    config.use_cache = False
+    with init_empty_weights(include_buffers=False):
+        model: nn.Module = _model_class(config, folder, trust_remote_code)(config)
+    model.tie_weights()
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def _model_class(config: Any, folder: Path, trust_remote_code: bool) -> Any:
+    import transformers
+
+    name = (getattr(config, "architectures", None) or [None])[0]
+    if trust_remote_code and getattr(config, "auto_map", None):
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        auto = next((k for k in ("AutoModelForCausalLM", "AutoModel") if k in config.auto_map), None)
+        if auto:
+            return get_class_from_dynamic_module(config.auto_map[auto], str(folder))
+    if name and hasattr(transformers, name):
+        return getattr(transformers, name)
+    mapping = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    for mapping in (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_MAPPING):
+        if type(config) in mapping:
+            found = mapping[type(config)]
+            return found[0] if isinstance(found, tuple) else found
+    raise ModelError(
+        f"architecture {name or config.model_type!r} of {folder} is not in transformers {transformers.__version__}; "
+        "upgrade transformers, or pass --trust-remote-code if the model brings its own code"
+    )
+
+
+def map_sources(model: nn.Module, entries: dict[str, TensorEntry]) -> dict[str, ParamSource]:
+    """Which checkpoint keys make which parameter, by transformers' own conversion tables."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        dot_natural_key,
+        rename_source_key,
+    )
+
+    transforms = get_model_conversion_mapping(model)
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    by_pattern = {pattern: c for c in converters for pattern in c.source_patterns}
+    state = model.state_dict()
+    prefix = model.base_model_prefix
+    found: dict[str, ParamSource] = {}
+    for key in sorted(entries, key=dot_natural_key):
+        name, pattern = rename_source_key(key, renamings, converters, prefix, state)
+        if name not in state and key in state:
+            name, pattern = key, None
+        if name not in state:
+            continue
+        if pattern is None:
+            found[name] = ParamSource((key,))
+            continue
+        before = found.get(name, ParamSource((), None, {}))
+        found[name] = ParamSource((*before.keys, key), by_pattern[pattern], {**(before.pattern_of or {}), key: pattern})
+    _expand_one_to_many(model, found)
+    _follow_ties(model, found)
+    return found
+
+
+def _expand_one_to_many(model: nn.Module, found: dict[str, ParamSource]) -> None:
+    """A converter with several targets (a fused weight split on loading) makes each of them from the same keys."""
+    state = model.state_dict()
+    for name, source in list(found.items()):
+        targets = source.converter.target_patterns if source.converter is not None else []
+        for target in targets[1:]:
+            sibling = name.replace(targets[0], target)
+            if sibling in state and sibling not in found:
+                found[sibling] = source
+
+
+def _follow_ties(model: nn.Module, found: dict[str, ParamSource]) -> None:
+    """A tied parameter may be stored under any of its names; `named_parameters` asks for the first."""
+    groups: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
+    for names in groups.values():
+        stored = [n for n in names if n in found]
+        for name in names:
+            if stored and name not in found:
+                found[name] = found[stored[0]]
+
+
+def set_parameter(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Replace the parameter `name` (dotted) of `module`; it needs no gradient."""
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path) if path else module
+    owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+
+
+def fill_tied(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Set a parameter under every name that shares it, so that ties survive."""
+    old = model.get_parameter(name)
+    names = [n for n, p in model.named_parameters(remove_duplicate=False) if p is old]
+    new = nn.Parameter(tensor, requires_grad=False)
+    for each in names:
+        path, _, leaf = each.rpartition(".")
+        owner = model.get_submodule(path) if path else model
+        owner._parameters[leaf] = new
+
+
+def empty(module: nn.Module) -> None:
+    """Give the memory of every parameter of a module back."""
+    for name, parameter in list(module.named_parameters()):
+        set_parameter(module, name, torch.empty(parameter.shape, dtype=parameter.dtype, device="meta"))

@@ -1,0 +1,185 @@
+"""Reading and writing safetensors one tensor at a time, without mapping files into memory.
+
+A mapped file counts towards the resident set as soon as it is read, so the streaming loop reads with `pread` into
+memory that it owns. The layout is the public one: u64 little-endian header length, JSON header, data. Files are
+hostile until proven: every offset is checked against the file's size before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.core.errors import ModelError, StorageError
+
+MAX_HEADER = 100_000_000
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies: file, dtype, shape, first byte, number of bytes."""
+
+    path: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """The tensors of one file, by name. Raises ModelError when the file is truncated or its header is not sound."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else MAX_HEADER + 1
+            if length > min(MAX_HEADER, size - 8):
+                raise ModelError(f"{path} is not a whole safetensors file ({size} bytes); download it again")
+            header = json.loads(file.read(length))
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing; the index names it, so download the model again") from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, UnicodeDecodeError):
+        raise ModelError(f"{path} has a damaged header; download it again") from None
+    if not isinstance(header, dict):
+        raise ModelError(f"{path} has a damaged header; download it again")
+    start = 8 + length
+    return {name: _entry(path, name, info, start, size) for name, info in header.items() if name != "__metadata__"}
+
+
+def _entry(path: Path, name: str, info: Any, start: int, size: int) -> TensorEntry:
+    try:
+        dtype, shape = _DTYPES[info["dtype"]], tuple(int(n) for n in info["shape"])
+        begin, end = (int(n) for n in info["data_offsets"])
+    except (KeyError, TypeError, ValueError):
+        raise ModelError(f"tensor {name} of {path} has a damaged entry or unknown dtype; download it again") from None
+    count = 1
+    for n in shape:
+        count *= n
+    if min((*shape, 0)) < 0 or begin < 0 or end - begin != count * dtype.itemsize:
+        raise ModelError(f"tensor {name} of {path} has {end - begin} bytes, its shape {shape} needs another number")
+    if start + end > size:
+        raise ModelError(f"{path} is truncated: tensor {name} ends at byte {start + end} of {size}; download it again")
+    return TensorEntry(path, dtype, shape, start + begin, end - begin)
+
+
+def read_tensor(entry: TensorEntry) -> Tensor:
+    """One tensor in memory of its own. Raises ModelError when the file ends early."""
+    tensor = torch.empty(entry.shape, dtype=entry.dtype)
+    view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if entry.nbytes else memoryview(b"")
+    done = 0
+    with entry.path.open("rb", buffering=0) as file:
+        file.seek(entry.offset)
+        while done < entry.nbytes:
+            count = file.readinto(view[done : done + (1 << 24)])
+            if not count:
+                raise ModelError(f"{entry.path} ended while reading; it was cut short by another program")
+            done += count
+    return tensor
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A tensor still to be written: dtype, shape, and a function that makes it when its turn comes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it will take."""
+        return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
+
+
+def pending(tensor: Tensor) -> Pending:
+    """A tensor that is in memory already."""
+    return Pending(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+
+
+def from_entry(entry: TensorEntry) -> Pending:
+    """A tensor to be copied from another file."""
+    return Pending(entry.dtype, entry.shape, lambda: read_tensor(entry))
+
+
+def write_file(path: Path, tensors: Mapping[str, Pending], metadata: Mapping[str, str] | None = None) -> None:
+    """Write one file atomically (temporary name, fsync, rename), holding one tensor at a time.
+
+    Raises StorageError when the disk is full; the previous file of that name is then untouched.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
+    offset = 0
+    # Widest first keeps every tensor aligned to its own dtype; then by name, so that bytes do not depend on dict order.
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    for name in order:
+        item = tensors[name]
+        header[name] = {
+            "dtype": _NAMES[item.dtype],
+            "shape": list(item.shape),
+            "data_offsets": [offset, offset + item.nbytes],
+        }
+        offset += item.nbytes
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-(len(encoded) + 8) % 64)
+    atomic_write(path, _chunks(encoded, [(name, tensors[name]) for name in order]))
+
+
+def _chunks(header: bytes, tensors: Iterable[tuple[str, Pending]]) -> Iterable[bytes | memoryview]:
+    yield struct.pack("<Q", len(header)) + header
+    for name, item in tensors:
+        tensor = item.make().detach().contiguous()
+        if tensor.dtype != item.dtype or tuple(tensor.shape) != item.shape:
+            raise ValueError(f"{name} became {tensor.dtype} {tuple(tensor.shape)}, {item.dtype} {item.shape} was promised")
+        if item.nbytes:
+            yield memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+
+
+def atomic_write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write chunks to `path` through a temporary file: after a crash the old or the new file is there, never half.
+
+    Raises StorageError with the remedy when the disk is full or refuses.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb", buffering=0) as file:
+            for chunk in chunks:
+                view = memoryview(chunk)
+                while view:
+                    view = view[file.write(view[: 1 << 26]) :]
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror}; free some space and run the same command again, it resumes"
+        ) from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` durable. Some file systems cannot; then there is nothing to do."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
