@@ -197,7 +197,7 @@ def free_disk_bytes(path: str | Path) -> int:
 
 
 def isa() -> dict[str, Any]:
-    """Instruction sets that matter to quantized kernels, True or False; `known` says whether we could look."""
+    """Instruction sets that matter to quantized kernels, True or False; `known`: the system told us."""
     flags: set[str] = set()
     for line in _read("/proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
@@ -332,3 +332,11 @@ def _glibc() -> ctypes.CDLL | None:
     except (OSError, AttributeError):
         return None
     return libc
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $COMPRESS_CACHE, else the platform's user cache."""
+    if os.environ.get("COMPRESS_CACHE"):
+        return Path(os.environ["COMPRESS_CACHE"])
+    base = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
+    return Path(base or Path.home() / ".cache") / "compress-models"
