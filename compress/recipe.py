@@ -30,7 +30,6 @@ class Recipe(BaseModel):
     head: Literal["keep", "int8"] = Field("keep", description="lm_head, when it is not tied")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="dtype of kept weights")
     scale_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="dtype of scales")
-    plan: str | None = Field(None, description="a plan.json to apply instead of a uniform one")
 
     data: str | None = Field(None, description="calibration file, folder or hub name; default: built-in text")
     text_column: str | None = Field(None, description="column that holds the text")

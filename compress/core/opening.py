@@ -163,8 +163,7 @@ def convert_gguf(path: Path, transform: Callable[[object], None] | None = None, 
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     tokenizer.save_pretrained(partial)
-    config = model.config.to_dict()
-    config.pop("quantization_config", None)
+    config = {k: v for k, v in model.config.to_dict().items() if k[0] != "_" and k != "quantization_config"}
     # transformers 5 writes rope_parameters only; servers that embed transformers 4 read rope_theta
     theta = (config.get("rope_parameters") or {}).get("rope_theta")
     config |= {"architectures": [type(model).__name__], "dtype": "float32"} | ({"rope_theta": theta} if theta else {})

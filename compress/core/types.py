@@ -156,13 +156,18 @@ class QTensor:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What is done to one layer, and why (the reason is printed)."""
+    """What is done to one layer, and why (the reason is printed).
+
+    packed: False when the artifact's format cannot hold the scheme: the weight is then stored dense and its codes
+    beside it.
+    """
 
     layer: str
     scheme: Scheme
     method: str
     reason: str
     options: dict[str, Any] = field(default_factory=dict)
+    packed: bool = True
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,105 @@
+"""From a block's weights and statistics to codes: picks the method, stacks what shares an input, measures the error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compress.core.errors import CompressError, HessianError
+from compress.core.numerics.affine import dequantize
+from compress.core.numerics.error import output_error, weight_error
+from compress.core.registry import load
+from compress.core.types import LayerPlan, LayerRef, LayerResult, LayerStats, QTensor
+
+
+@dataclass(frozen=True)
+class Solved:
+    """One layer's codes, and the row of the report that belongs to them."""
+
+    layer: LayerRef
+    q: QTensor
+    result: LayerResult
+
+
+@dataclass(frozen=True)
+class Job:
+    """One layer to be solved. weight: (O, I) float32. stats: of its input, or None."""
+
+    layer: LayerRef
+    plan: LayerPlan
+    weight: Tensor
+    stats: LayerStats | None
+    bytes_before: int
+
+
+def solve(jobs: Iterable[Job]) -> list[Solved]:
+    """Solve layers that share one input and one plan as one tall matrix: one factorisation instead of three.
+
+    Rows are independent in every LayerMethod (the conformance suite holds them to it), so the codes are the same.
+    """
+    solved: list[Solved] = []
+    for group in _stacks(list(jobs)):
+        started = time.perf_counter()
+        weight = torch.cat([job.weight for job in group]) if len(group) > 1 else group[0].weight
+        q, fallback = _run(group[0].plan, weight, group[0].stats)
+        seconds = (time.perf_counter() - started) / len(group)
+        for job, part in zip(group, split_rows(q, [job.layer.shape[0] for job in group]), strict=True):
+            solved.append(_judge(job, part, fallback, seconds))
+    return solved
+
+
+def _stacks(jobs: list[Job]) -> list[list[Job]]:
+    groups: dict[tuple[object, ...], list[Job]] = {}
+    for job in jobs:
+        shared = id(job.stats.hessian) if job.stats is not None else job.layer.name
+        key = (shared, job.plan.scheme, job.plan.method, str(sorted(job.plan.options.items())))
+        groups.setdefault(key, []).append(job)
+    return list(groups.values())
+
+
+def _run(plan: LayerPlan, weight: Tensor, stats: LayerStats | None) -> tuple[QTensor, str | None]:
+    method = load("method", plan.method)
+    quantize: Callable[..., tuple[QTensor, str | None]] = method.quantize
+    try:
+        return quantize(weight, stats, plan.scheme, method.options(**plan.options))
+    except HessianError as error:
+        raise HessianError(f"{plan.layer}: {error}") from None
+    except CompressError as error:
+        raise type(error)(f"{plan.layer}: {error}") from None
+
+
+def split_rows(q: QTensor, rows: list[int]) -> list[QTensor]:
+    """Cut a quantized matrix into pieces of `rows` rows each."""
+    codes, scales = q.codes.split(rows), q.scale.split(rows)
+    zeros = q.zero.split(rows) if q.zero is not None else [None] * len(rows)
+    return [
+        QTensor(c.contiguous(), s.contiguous(), z.contiguous() if z is not None else None, q.scheme)
+        for c, s, z in zip(codes, scales, zeros, strict=True)
+    ]
+
+
+def _judge(job: Job, q: QTensor, fallback: str | None, seconds: float) -> Solved:
+    weight = dequantize(q)
+    hessian = job.stats.hessian if job.stats is not None and job.stats.n_tokens else None
+    rows, columns = job.layer.shape
+    result = LayerResult(
+        layer=job.layer.name,
+        block=job.layer.block,
+        role=job.layer.role,
+        shape=job.layer.shape,
+        scheme=q.scheme.name,
+        method=job.plan.method,
+        reason=job.plan.reason,
+        bytes_before=job.bytes_before,
+        bytes_after=round(q.scheme.bits_per_weight(job.layer.shape) * rows * columns / 8),
+        output_error=output_error(job.weight, weight, hessian),
+        weight_error=weight_error(job.weight, weight),
+        seconds=seconds,
+        n_tokens=job.stats.n_tokens if job.stats is not None else 0,
+        fallback=fallback,
+    )
+    return Solved(job.layer, q, result)

@@ -1,0 +1,129 @@
+"""One scheme for the whole body: the plan when the user gives bits and no budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from compress.core.errors import RecipeError
+from compress.core.types import FormatCaps, LayerPlan, LayerRef, Plan, Scheme, Structure
+from compress.recipe import Recipe
+
+Refuses = Callable[[LayerRef, Scheme, frozenset[Scheme]], str | None]
+
+
+def storage_dtype(recipe: Recipe, stored: torch.dtype) -> str:
+    """The dtype of weights that are kept: as stored when that is 16-bit, bfloat16 for float32 sources."""
+    if recipe.dtype != "auto":
+        return recipe.dtype
+    return "float16" if stored == torch.float16 else "bfloat16"
+
+
+def make_plan(recipe: Recipe, structure: Structure, caps: FormatCaps, refuses: Refuses, dtype: str) -> Plan:
+    """A plan for every weight matrix of the model. Raises RecipeError for a scheme that its layers cannot hold.
+
+    dtype: of kept weights. The scale dtype follows recipe.scale_dtype; `auto` is bfloat16, which every server's
+    float dtype holds without rounding.
+    """
+    layers = structure.layers
+    if not layers:
+        raise RecipeError(f"{structure.architecture} has no linear layer inside blocks; there is nothing to quantize")
+    scale_dtype = "bfloat16" if recipe.scale_dtype == "auto" else recipe.scale_dtype
+    symmetric, notes = recipe.symmetric, []
+    if not symmetric and any(layer.container == "experts" for layer in layers) and "experts" in caps.symmetric_only:
+        symmetric = True
+        notes.append("symmetric codes: servers decode packed experts without zero points only")
+    group, why = choose_group(recipe.group_size, layers, caps)
+    body = Scheme("int", recipe.bits, group, symmetric, scale_dtype)
+    plans: dict[str, LayerPlan] = {}
+    for layer in layers:
+        plans[layer.name] = LayerPlan(layer.name, body, recipe.method, why, dict(recipe.options))
+    for plan in _outside(recipe, structure, dtype, scale_dtype):
+        plans[plan.layer] = plan
+    schemes = frozenset(plan.scheme for plan in plans.values() if plan.scheme.kind == "int")
+    refused: dict[str, list[str]] = {}
+    for layer in all_layers(structure):
+        because = refuses(layer, plans[layer.name].scheme, schemes if layer.block < 0 else frozenset({body}))
+        if because:
+            refused.setdefault(because, []).append(layer.name)
+            plans[layer.name] = _beside(plans[layer.name], because)
+    for because, names in refused.items():
+        notes.append(f"{because}: {_few(names)} stored dense in {dtype}, codes kept in compress/ for other formats")
+    return Plan(plans, predicted_bytes(plans, structure, dtype), tuple(notes))
+
+
+def _beside(plan: LayerPlan, because: str) -> LayerPlan:
+    return LayerPlan(plan.layer, plan.scheme, plan.method, f"{plan.reason}; {because}", plan.options, packed=False)
+
+
+def _few(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def choose_group(wanted: int | str, layers: tuple[LayerRef, ...], caps: FormatCaps) -> tuple[int, str]:
+    """The group size and the sentence that explains it. Raises RecipeError when a given one does not divide."""
+    widths = sorted({layer.shape[1] for layer in layers})
+    shown = ", ".join(map(str, widths))
+    if isinstance(wanted, int):
+        for layer in layers:
+            if wanted != -1 and layer.shape[1] % wanted:
+                fit = [str(g) for g in range(256, 15, -1) if all(w % g == 0 for w in widths)][:3]
+                raise RecipeError(
+                    f"group_size {wanted} does not divide in_features {layer.shape[1]} of {layer.name}; "
+                    f"use {', '.join(fit)}, or --group-size auto" if fit else
+                    f"group_size {wanted} does not divide in_features {layer.shape[1]} of {layer.name}; "
+                    "use -1 (whole row) or --group-size auto"
+                )  # fmt: skip
+        return wanted, "whole rows, as asked" if wanted == -1 else f"group size {wanted}, as asked"
+    for size in caps.auto_groups:
+        if all(width % size == 0 for width in widths):
+            return size, f"{size} is the largest group that divides every input ({shown}) and that servers take"
+    return -1, f"no group of {', '.join(map(str, caps.auto_groups))} divides every input ({shown}): whole rows"
+
+
+def _outside(recipe: Recipe, structure: Structure, dtype: str, scale_dtype: str) -> list[LayerPlan]:
+    dense = Scheme("dense", torch.finfo(getattr(torch, dtype)).bits, -1, True, dtype)
+    int8 = Scheme("int", 8, -1, True, scale_dtype)
+    plans = []
+    for layer in structure.outside:
+        plans.append(LayerPlan(layer.name, dense, "keep", "outside the blocks: kept"))
+    if structure.embedding:
+        chosen = recipe.embeddings == "int8"
+        reason = "int8 rows, as asked" if chosen else "embedding kept (--embeddings int8 shrinks it)"
+        plans.append(LayerPlan(structure.embedding.name, int8 if chosen else dense, "rtn" if chosen else "keep", reason))
+    if structure.head:
+        chosen = recipe.embeddings == "int8" if structure.tied else recipe.head == "int8"
+        reason = "tied to the embedding" if structure.tied else "int8 rows, as asked" if chosen else "head kept"
+        plans.append(LayerPlan(structure.head.name, int8 if chosen else dense, "rtn" if chosen else "keep", reason))
+    return plans
+
+
+def all_layers(structure: Structure) -> list[LayerRef]:
+    """Every weight matrix that a plan speaks of: body, other linears, embedding, head."""
+    ends = [layer for layer in (structure.embedding, structure.head) if layer is not None]
+    return [*structure.layers, *structure.outside, *ends]
+
+
+def predicted_bytes(plans: dict[str, LayerPlan], structure: Structure, dtype: str) -> int:
+    """Bytes of the matrices in the file, scales and zeros included; tied weights once; norms and biases are extra."""
+    dense = torch.finfo(getattr(torch, dtype)).bits
+    total = 0.0
+    for layer in all_layers(structure):
+        if layer.tied_to is not None:
+            continue
+        plan = plans[layer.name]
+        bits = plan.scheme.bits_per_weight(layer.shape) if plan.packed else dense
+        total += bits * layer.shape[0] * layer.shape[1] / 8
+    return round(total)
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """The plan as plan.json: one readable line per layer, each with its reason."""
+    layers = {
+        name: {"scheme": p.scheme.name, "method": p.method, "packed": p.packed, "reason": p.reason}
+        | ({"options": p.options} if p.options else {})
+        for name, p in plan.layers.items()
+    }
+    return {"predicted_bytes": plan.predicted_bytes, "notes": list(plan.notes), "layers": layers}

@@ -1,0 +1,117 @@
+"""compressed-tensors, pack-quantized: the layout of OUT itself; transformers and vLLM open it as it is.
+
+Per packed linear: `weight_packed` int32 (O, ceil(I * bits / 32)), `weight_scale` (O, G), `weight_shape` (2,) and,
+for asymmetric schemes, `weight_zero_point` int32 packed along O. What it cannot hold (gpt2's transposed Conv1D, a tied
+int8 embedding) is written dense, and its codes go to `compress/codes-*.safetensors` for the formats that can.
+
+Two limits come from how transformers 5 opens such a checkpoint, both found by loading one:
+- zero points are only decoded with `dequantize: true`, which knows one scheme for the whole model;
+- fused experts are only decoded with `dequantize: true`, and symmetric.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.core.numerics.packing import pack_int32, pack_zero
+from compress.core.types import FormatCaps, LayerRef, QTensor, Scheme, torch_dtype
+
+CAPS = FormatCaps(
+    bits=(2, 3, 4, 8),
+    auto_groups=(128, 64, 32),
+    symmetric_only=frozenset({"experts"}),
+    containers=frozenset({"linear", "experts"}),
+    notes=("vLLM's kernels take groups of 32, 64 and 128 and whole rows",),
+)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How compressed-tensors stores layers; every method is pure."""
+
+    caps: FormatCaps = CAPS
+
+    def refuses(self, layer: LayerRef, scheme: Scheme, schemes: frozenset[Scheme]) -> str | None:
+        """Why `layer` cannot be packed with `scheme` in a model that uses `schemes`; None when it can."""
+        if scheme.kind == "dense":
+            return None
+        if layer.container not in CAPS.containers:
+            return f"compressed-tensors cannot pack a {layer.container} weight"
+        if layer.tied_to is not None:
+            return "transformers cannot open a packed weight that is tied"
+        if layer.expert is not None and not scheme.symmetric:
+            return "transformers decodes packed experts only when they are symmetric"
+        if len(schemes) > 1 and any(not s.symmetric for s in schemes):
+            return "transformers decodes zero points with one scheme for the whole model"
+        return None
+
+    def tensors(self, name: str, q: QTensor) -> dict[str, Tensor]:
+        """The stored tensors of one packed layer whose module path on disk is `name`."""
+        rows, columns = q.codes.shape
+        found = {
+            f"{name}.weight_packed": pack_int32(q.codes, q.scheme.bits),
+            f"{name}.weight_scale": q.scale.to(torch_dtype(q.scheme.scale_dtype)),
+            f"{name}.weight_shape": torch.tensor([rows, columns], dtype=torch.int64),
+        }
+        if q.zero is not None:
+            found[f"{name}.weight_zero_point"] = pack_zero(q.zero, q.scheme.bits)
+        return found
+
+    def quantization_config(
+        self, packed: Mapping[str, Scheme], dense_modules: list[str], experts: bool
+    ) -> dict[str, Any] | None:
+        """The `quantization_config` of config.json. None when nothing is packed.
+
+        packed: module path -> scheme. dense_modules: paths of linear modules that stay dense.
+        experts: whether packed experts are among them.
+        """
+        if not packed:
+            return None
+        main = Counter(packed.values()).most_common(1)[0][0]
+        groups: dict[str, Any] = {}
+        for number, scheme in enumerate(sorted({s for s in packed.values() if s != main}, key=lambda s: s.name), 1):
+            groups[f"group_{number}"] = _group(sorted(n for n, s in packed.items() if s == scheme), scheme)
+        groups["group_0"] = _group(["Linear"], main)
+        config: dict[str, Any] = {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            "quantization_status": "compressed",
+            "config_groups": groups,
+            "ignore": sorted(dense_modules),
+        }
+        if experts or not main.symmetric:
+            config["dequantize"] = True
+        return config
+
+
+def _group(targets: list[str], scheme: Scheme) -> dict[str, Any]:
+    grouped = scheme.group_size != -1
+    return {
+        "targets": targets,
+        "weights": {
+            "num_bits": scheme.bits,
+            "type": "int",
+            "symmetric": scheme.symmetric,
+            "strategy": "group" if grouped else "channel",
+            "group_size": scheme.group_size if grouped else None,
+            "dynamic": False,
+        },
+        "input_activations": None,
+        "output_activations": None,
+        "format": "pack-quantized",
+    }
+
+
+def side_codes(name: str, q: QTensor) -> dict[str, Tensor]:
+    """The tensors of one layer in `compress/codes-*.safetensors`: codes uint8 (O, I), scale (O, G), zero (O, G)."""
+    found = {f"{name}.codes": q.codes, f"{name}.scale": q.scale.to(torch_dtype(q.scheme.scale_dtype))}
+    return found | ({f"{name}.zero": q.zero.to(torch.uint8)} if q.zero is not None else {})
+
+
+FORMAT = Format()
