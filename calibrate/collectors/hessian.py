@@ -1,0 +1,71 @@
+"""The second moment of a layer's input: what GPTQ minimises against (Frantar et al. 2022, section 3.1).
+
+Differs from the reference code: the sum is kept raw and scaled once at the end, so the order and the size of
+the batches change nothing but the last bits, and the unit is per token, so layers and runs compare.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compress.core.errors import CompressError
+from compress.core.types import LayerStats
+
+ROWS = 4096  # rows converted to float32 at a time: bounds the temporary for half-precision inputs
+
+
+class HessianCollector:
+    """Accumulates sum x xT over tokens for one distinct layer input.
+
+    Holds (I, I) + (I,) float32 and nothing that grows with the number of tokens.
+    """
+
+    def __init__(self, in_features: int, device: torch.device) -> None:
+        self._sum = torch.zeros(in_features, in_features, dtype=torch.float32, device=device)
+        self._absmax = torch.zeros(in_features, dtype=torch.float32, device=device)
+        self._n_tokens = 0
+        self._stats: LayerStats | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """Rows seen so far."""
+        return self._n_tokens
+
+    @property
+    def finite(self) -> bool:
+        """False as soon as one input was NaN or Inf, or its square left the range of float32."""
+        checked = self._absmax if self._stats is None else self._stats.act_absmax
+        diagonal = self._sum.diagonal()
+        assert checked is not None
+        return bool(torch.isfinite(checked).all()) and bool(torch.isfinite(diagonal).all())
+
+    def add(self, x: Tensor) -> None:
+        """Add every token of `x`: (..., I), any float dtype, not modified. No rows is no change.
+
+        Raises CompressError after `stats` was taken: the sum has been scaled in place by then.
+        """
+        if self._stats is not None:
+            raise CompressError("this hessian was already taken; make a new collector for more tokens")
+        rows = x.detach().reshape(-1, x.shape[-1])
+        for start in range(0, rows.shape[0], ROWS):
+            part = rows[start : start + ROWS].to(device=self._sum.device, dtype=torch.float32)
+            self._sum.addmm_(part.T, part)
+            peak = torch.linalg.vector_norm(part, ord=torch.inf, dim=0)
+            torch.maximum(self._absmax, peak, out=self._absmax)
+        self._n_tokens += rows.shape[0]
+
+    def stats(self) -> LayerStats:
+        """The statistics of all tokens added; the same object when asked again.
+
+        hessian (I, I) float32 = (2/n) sum x xT, act_absmax and act_sq_mean (I,) float32; all zero when no
+        token was added. The sum is scaled in place and handed over, so no second (I, I) exists.
+        """
+        if self._stats is None:
+            n = max(self._n_tokens, 1)
+            square_mean = self._sum.diagonal() / n
+            self._stats = LayerStats(self._n_tokens, self._sum.mul_(2.0 / n), self._absmax, square_mean)
+        return self._stats
+
+
+COLLECTOR = HessianCollector
