@@ -62,11 +62,11 @@ def prepare(settings: DataSettings, tokenizer: Any, vocab_size: int) -> Prepared
     """
     chars = CHARS_PER_TOKEN * (settings.tokens + settings.eval_samples * settings.seq_len)
     corpus = load(Request(settings.data, settings.text_column, 4 * chars), tokenizer)
-    found = split.unique(SURROGATES.sub("\ufffd", text) for text in corpus.documents)
+    framing = tokens.frame(tokenizer)
+    found = split.unique(_plain(text, framing, tokenizer) for text in corpus.documents)
     if not found:
         raise DataError(f"{corpus.source} holds no text; give a file with text in it")
     texts, cut = _sections(found, settings)
-    framing = tokens.frame(tokenizer)
     documents = _documents(texts, settings, tokenizer)
     if not documents:
         raise DataError(f"the tokenizer finds no token in {corpus.source}; give text in a language it knows")
@@ -92,6 +92,13 @@ def prepare(settings: DataSettings, tokenizer: Any, vocab_size: int) -> Prepared
     return PreparedData(calibration, heldout, card)
 
 
+def _plain(text: str, framing: tokens.Frame, tokenizer: Any) -> str:
+    """Without lone surrogates, and without the BOS that chat templates write and the frame adds again."""
+    text = SURROGATES.sub("\ufffd", text)
+    bos = getattr(tokenizer, "bos_token_id", None)
+    return text.removeprefix(tokenizer.bos_token) if bos is not None and bos in framing.prefix else text
+
+
 def _wanted(settings: DataSettings) -> Wanted:
     return Wanted(settings.tokens, settings.eval_samples, min(split.MIN_TOKENS, settings.seq_len))
 
@@ -112,8 +119,9 @@ def _sections(texts: list[str], settings: DataSettings) -> tuple[list[str], str]
         gaps = gaps or gapped
     parts = split.unique(parts)
     how = "with a gap between neighbours" if gaps else "without gaps, because paragraphs are few"
+    plural = "s" * (len(texts) > 1)
     return parts, (
-        f"The source has {len(texts)} document{"s" * (len(texts) > 1)}, cut into {len(parts)} sections "
+        f"The source has {len(texts)} document{plural}, cut into {len(parts)} sections "
         f"of about {target} characters, {how}; held-out and calibration text come from the same documents."
     )
 
