@@ -240,7 +240,7 @@ def _draw(module: nn.Module, key: str, parameter: Tensor) -> None:
 
 
 def example_inputs(model: PreTrainedModel, name: str, rows: int = 2, length: int = 24) -> dict[str, Tensor]:
-    """A batch for one forward pass of `model`: (rows, length) int64 ids, or (rows, MELS, 256) mel features."""
+    """A batch for one forward pass of `model`: (rows, length) int64 ids or (rows, MELS, 256) mel features."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(4, TOKENS, (rows, length), generator=generator)
     if name == "whisper":
@@ -255,10 +255,10 @@ def example_inputs(model: PreTrainedModel, name: str, rows: int = 2, length: int
 
 CORPUS = (
     "The lighthouse keeper climbed the stairs every evening at six and lit the lamp. Ships passed far out, "
-    "and on clear nights he could count their lights. He wrote the number down in a ledger, with the weather.",
+    "and on clear nights he could count their lights. He wrote the number in a ledger, with the weather.",
     "Quantization maps a real number to one of a few integers. A scale says how far apart the integers lie, "
-    "and a zero point says which of them stands for nothing. The error is the distance to the nearest one.",
-    "She asked for two tickets to the coast; the clerk said that the 10:45 train was late again, by 20 minutes. "
+    "and a zero point says which of them stands for nothing. The error is the way to the nearest one.",
+    "She asked for two tickets to the coast; the clerk said that the 10:45 was late again, by 20 minutes. "
     "\u201cThen we will have time for coffee,\u201d she answered, and they had.",
     "今天天气很好，我们一起去公园散步。孩子们在草地上放风筝，老人们坐在长椅上下棋。",
     "模型压缩把很大的网络变小，让它可以在普通的电脑上运行。我们用校准数据来决定每一层的比特数。",
