@@ -1,0 +1,308 @@
+"""A record as one HTML file that opens anywhere, with no network: charts, tables, samples, how to reproduce.
+
+The page forbids itself every connection (Content-Security-Policy) and runs only the scripts whose hashes it lists,
+so a string that got past the escaping still could not act.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib.resources import files
+from string import Template
+
+from compress.core.errors import MissingExtraError
+from compress.core.types import LayerResult, RunRecord
+from compress.report import charts, summary, words
+from compress.report.pieces import Cell, Column, card, code, esc, facts, figure, script_json, section, table
+
+MAX_ROWS, MAX_SAMPLES, MAX_NOTES = 600, 24, 100
+MAX_SAMPLE = 6000
+GROUPS = (
+    ("size", "Size", ""),
+    ("quality", "Quality", "Bars are 95 % intervals over held-out documents."),
+    ("speed", "Speed", ""),
+    (
+        "error",
+        "Where the error comes from",
+        "Relative to the energy of the layer's own output; a part of 100.",
+    ),
+)
+
+
+def render(record: RunRecord) -> str:
+    """The record as one HTML document, charts and all; under 6 MB (plotly.js is 4.8 MB of it).
+
+    Sections that the record holds nothing for are left out. Raises MissingExtraError without plotly.
+    """
+    plotly = _plotly()
+    template = Template((files("compress.report") / "template.html").read_text(encoding="utf-8"))
+    page = (files("compress.report") / "page.js").read_text(encoding="utf-8")
+    drawn = charts.build(record)
+    data = script_json({f"chart-{c.key}": c.figure for c in drawn})
+    return template.substitute(
+        title=esc(_title(record), 200),
+        policy="; ".join(
+            (
+                "default-src 'none'",
+                f"script-src {_hash(plotly)} {_hash(page)}",
+                "style-src 'unsafe-inline'",
+                "img-src data: blob:",
+                "base-uri 'none'",
+                "form-action 'none'",
+            )
+        ),
+        style=(files("compress.report") / "page.css").read_text(encoding="utf-8"),
+        header=_header(record),
+        body=_body(record, drawn),
+        footer=esc(f"{words.BYTES_NOTE}. Intervals are 95 %."),
+        plotly=plotly if drawn else "",
+        data=data,
+        page=page,
+    )
+
+
+def _plotly() -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise MissingExtraError("plotly", "report") from None
+    source: str = get_plotlyjs()
+    return source
+
+
+def _hash(script: str) -> str:
+    """The CSP source expression that admits exactly this inline script."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _title(record: RunRecord) -> str:
+    name = words.clean(record.model.get("name") or "model", 80)
+    return f"{name} · compress {record.command}"
+
+
+def _body(record: RunRecord, drawn: list[charts.Chart]) -> str:
+    by_group = {
+        key: "".join(figure(c.key, c.title, c.summary, c.height) for c in drawn if c.group == key)
+        for key, _, _ in GROUPS
+    }
+    extra = {
+        "size": _roles(record),
+        "quality": _subjects(record, "Quality by model", (*summary.QUALITY, *summary.other_names(record))),
+        "speed": _subjects(record, "Speed by model", summary.SPEED),
+        "error": _worst(record),
+    }
+    grouped = [
+        section(key, title, _figures(by_group[key]) + extra[key], intro) for key, title, intro in GROUPS
+    ]
+    return "".join(
+        (
+            section("summary", "Summary", _cards(record)),
+            *grouped,
+            section("samples", "Samples", _samples(record), "Written from the same prompts, greedily."),
+            section(
+                "verified",
+                "Verification",
+                _verified(record),
+                "The written file, loaded in its own runtime and compared.",
+            ),
+            section("plan", "Plan", _reasons(record)),
+            section("layers", "Layers", _layers(record)),
+            section("notes", "Notes", _notes(record)),
+            section("run", "The run", _run(record)),
+            section("reproduce", "How to reproduce", code(record.reproduce) if record.reproduce else ""),
+            section(
+                "next",
+                "Next",
+                "".join(f"<p>{esc(s.what)}</p>{code(s.line)}" for s in summary.next_steps(record)),
+            ),
+        )
+    )
+
+
+def _figures(figures: str) -> str:
+    return f'<div class="figures">{figures}</div>' if figures else ""
+
+
+def _header(record: RunRecord) -> str:
+    model = record.model
+    facts_line = [
+        words.clean(model.get("architecture") or "", 60),
+        f"{words.count(model.get('parameters'))} parameters" if model.get("parameters") else "",
+        words.plural(model["blocks"], "block") if isinstance(model.get("blocks"), int) else "",
+        words.clean(model.get("dtype") or "", 20),
+    ]
+    out = (
+        f'<p class="artifact"><span aria-hidden="true">→ </span>{esc(record.artifact, 200)}</p>'
+        if record.artifact
+        else ""
+    )
+    said = summary.verdict(record)
+    return (
+        f'<p class="brand">compress <span>{esc(record.command, 20)}</span></p>'
+        f"<h1>{esc(model.get('name') or 'model', 120)}</h1>{out}"
+        f'<p class="facts-line">{esc(" · ".join(filter(None, facts_line)))}</p>'
+        + (f'<p class="verdict">{esc(said)}</p>' if said else "")
+    )
+
+
+def _cards(record: RunRecord) -> str:
+    figures = summary.headline(record) if len(summary.subjects(record)) <= 2 else summary.best(record)
+    tone = {True: "good", False: "bad", None: ""}
+    made = "".join(card(f.label, f.before, f.value, f.note, tone[f.good]) for f in figures)
+    return f'<div class="cards">{made}</div>' if made else ""
+
+
+def _subjects(record: RunRecord, caption: str, names: tuple[str, ...]) -> str:
+    present = summary.names_present(record, names)
+    if not present or (names == summary.SPEED and not present):
+        return ""
+    columns = [Column("model"), *(Column(words.LABELS.get(name, name), True) for name in present)]
+    rows = []
+    for subject in summary.subjects(record):
+        found = [summary.find(record, subject, name) for name in present]
+        cells = [Cell(words.shown(m), words.interval(m), m.median if m else None) for m in found]
+        rows.append([Cell(words.clean(subject, 120)), *cells])
+    return table(caption, columns, rows)
+
+
+def _roles(record: RunRecord) -> str:
+    what = summary.error_name(record.layers)
+    columns = [
+        Column("role"), Column("layers", True), Column("scheme"), Column("bits per weight", True), Column("original", True),
+        Column("compressed", True), Column(f"median {what}", True), Column("worst", True), Column("fallbacks", True),
+    ]  # fmt: skip
+    rows = [
+        [
+            row.role, f"{row.layers:,}", ", ".join(row.schemes[:4]), words.number(row.bits, 3), words.size(row.bytes_before),
+            words.size(row.bytes_after), words.percent(row.error), words.percent(row.worst), str(row.fallbacks or ""),
+        ]
+        for row in summary.roles(record)
+    ]  # fmt: skip
+    return table("By role", columns, rows)
+
+
+def _worst(record: RunRecord) -> str:
+    columns = [
+        Column("layer"),
+        Column("scheme"),
+        Column(summary.error_name(record.layers), True),
+        Column("why"),
+    ]
+    rows = [
+        [
+            x.layer,
+            x.scheme,
+            words.percent(summary.error_of(x)),
+            Cell(summary.why(x), tone="warn" if x.fallback else ""),
+        ]
+        for x in summary.worst(record, 8)
+    ]
+    return table("Layers with the largest error", columns, rows)
+
+
+def _reasons(record: RunRecord) -> str:
+    columns = [
+        Column("scheme"),
+        Column("method"),
+        Column("layers", True),
+        Column("why"),
+        Column("for example"),
+    ]
+    rows = [
+        [scheme, method, f"{n:,}", reason, example]
+        for scheme, method, reason, n, example in summary.reasons(record)
+    ]
+    more = (
+        f'<p class="intro">The {len(rows) - 100} rarer decisions are in record.json.</p>'
+        if len(rows) > 100
+        else ""
+    )
+    return table("What was done, and why", columns, rows[:100]) + more
+
+
+def _layers(record: RunRecord) -> str:
+    """The sortable table of layers: all of them, or the worst ones of a very large model."""
+    columns = [
+        Column("layer"), Column("shape"), Column("scheme"), Column("method"), Column("bits", True), Column("original", True),
+        Column("compressed", True), Column("output error", True), Column("weight error", True), Column("tokens", True), Column("note"),
+    ]  # fmt: skip
+    many = len(record.layers) > MAX_ROWS
+    chosen = summary.worst(record, MAX_ROWS) if many else list(record.layers)
+    made = table(
+        f"{words.plural(len(chosen), 'layer')}; activate a heading to sort",
+        columns,
+        map(_layer, chosen),
+        sortable=True,
+    )
+    if not made:
+        return ""
+    if many:
+        made = f'<p class="intro">The {len(chosen):,} with the largest error of {len(record.layers):,}; all are in record.json.</p>{made}'
+    return f'<div class="tall">{made}</div>'
+
+
+def _layer(x: LayerResult) -> list[Cell | str]:
+    bits = summary.bits_per_weight(x)
+    return [
+        words.clean(x.layer, 160), f"{x.shape[0]:,} × {x.shape[1]:,}", words.clean(x.scheme, 40), words.clean(x.method, 40),
+        Cell(words.number(bits, 3), key=bits), Cell(words.size(x.bytes_before), key=x.bytes_before),
+        Cell(words.size(x.bytes_after), key=x.bytes_after), Cell(words.percent(x.output_error), key=x.output_error),
+        Cell(words.percent(x.weight_error), key=x.weight_error), Cell(f"{x.n_tokens:,}", key=x.n_tokens),
+        Cell(words.clean(x.fallback or "", 240), tone="warn" if x.fallback else ""),
+    ]  # fmt: skip
+
+
+def _samples(record: RunRecord) -> str:
+    made = []
+    for sample in record.generations[:MAX_SAMPLES]:
+        sides = "".join(
+            f'<div><h4>{esc(name, 80)}</h4><p class="text" dir="auto">{esc(text, MAX_SAMPLE, True)}</p></div>'
+            for name, text in list(sample.texts.items())[:8]
+        )
+        made.append(
+            f'<article class="sample"><h3 dir="auto">{esc(sample.prompt, 1000, True)}</h3><div class="sides">{sides}</div></article>'
+        )
+    if len(record.generations) > MAX_SAMPLES:
+        made.append(f'<p class="intro">{len(record.generations) - MAX_SAMPLES} more are in record.json.</p>')
+    return "".join(made)
+
+
+def _verified(record: RunRecord) -> str:
+    columns = [Column("runtime"), Column("verdict"), Column("details")]
+    word = {True: "agrees", False: "DISAGREES", None: "judged"}
+    tone = {True: "good", False: "bad", None: ""}
+    rows = [
+        [summary.verifier(v), Cell(word[summary.passed(v)], tone=tone[summary.passed(v)]), summary.details(v)]
+        for v in record.verified[:50]
+    ]
+    return table("Loaded and compared", columns, rows)
+
+
+def _notes(record: RunRecord) -> str:
+    notes = "".join(f"<li>{esc(note, 1000)}</li>" for note in record.notes[:MAX_NOTES])
+    more = len(record.notes) - MAX_NOTES
+    return (
+        f"<ul>{notes}{f'<li>{more} more are in record.json</li>' if more > 0 else ''}</ul>" if notes else ""
+    )
+
+
+def _run(record: RunRecord) -> str:
+    """Cards of everything that a rerun needs to know: times, data, settings, machine."""
+    stages = [(name, words.duration(seconds)) for name, seconds in record.stages.items()]
+    if len(stages) > 1:
+        stages.append(("total", words.duration(sum(record.stages.values()))))
+    made = [facts("Time", stages)]
+    loose = []
+    for name, value in list(record.data.items())[:12]:
+        if isinstance(value, dict):
+            made.append(facts(f"Data: {str(name).replace('_', ' ')}", list(value.items())[:40]))
+        else:
+            loose.append((name, value))
+    made += [facts("Data", loose), facts("Settings", list(record.recipe.items())[:60])]
+    made += [
+        facts("Model", list(record.model.items())[:40]),
+        facts("Environment", list(record.environment.items())[:60]),
+    ]
+    joined = "".join(made)
+    return f'<div class="cards wide">{joined}</div>' if joined else ""

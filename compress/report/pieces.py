@@ -1,0 +1,119 @@
+"""Small pieces of HTML. Everything that is passed in as text is cleaned and escaped here, and nowhere else."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compress.report import words
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table cell: text, a second muted line, a sort key where the text does not sort, and how it is set."""
+
+    text: str
+    below: str = ""
+    key: float | None = None
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A table column; numbers are set right and sort by `Cell.key`."""
+
+    title: str
+    numeric: bool = False
+
+
+def esc(text: object, limit: int = 4000, lines: bool = False) -> str:
+    """`text` for element content or a double-quoted attribute."""
+    return html.escape(words.clean(text, limit, lines), quote=True)
+
+
+def script_json(data: Any) -> str:
+    """`data` as JSON that may stand inside a script element: no `<`, `>`, `&`, U+2028 or U+2029, and ASCII only."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def section(key: str, title: str, body: str, intro: str = "") -> str:
+    """A titled section, nothing when the body is empty."""
+    if not body:
+        return ""
+    lead = f'<p class="intro">{esc(intro)}</p>' if intro else ""
+    return f'<section id="{esc(key)}"><h2>{esc(title)}</h2>{lead}{body}</section>'
+
+
+def table(
+    caption: str, columns: Sequence[Column], rows: Iterable[Sequence[Cell | str]], sortable: bool = False
+) -> str:
+    """A table in its own scrolling container, which can be reached by keyboard."""
+    heads = "".join(_head(column, sortable) for column in columns)
+    body = "".join(
+        f"<tr>{''.join(_cell(cell, c) for cell, c in zip(row, columns, strict=True))}</tr>" for row in rows
+    )
+    if not body:
+        return ""
+    kind = ' class="sortable"' if sortable else ""
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{esc(caption)}"><table{kind}>'
+        f"<caption>{esc(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _head(column: Column, sortable: bool) -> str:
+    text = f'<button type="button">{esc(column.title)}</button>' if sortable else esc(column.title)
+    kind = ' class="num"' if column.numeric else ""
+    state = ' aria-sort="none"' if sortable else ""
+    return f'<th scope="col"{kind}{state}>{text}</th>'
+
+
+def _cell(cell: Cell | str, column: Column) -> str:
+    cell = Cell(cell) if isinstance(cell, str) else cell
+    kind = " ".join(filter(None, ("num" if column.numeric else "", cell.tone)))
+    below = f"<small>{esc(cell.below)}</small>" if cell.below else ""
+    key = f' data-key="{cell.key!r}"' if words.finite(cell.key) else ""
+    return (
+        f"<td{f' class={chr(34)}{esc(kind)}{chr(34)}' if kind else ''}{key}>{esc(cell.text, 400)}{below}</td>"
+    )
+
+
+def card(label: str, before: str, value: str, note: str, tone: str = "") -> str:
+    """A headline number: label, before -> value, an explanation."""
+    old = (
+        f'<span class="before">{esc(before)}</span><span class="arrow" aria-label="became">→</span>'
+        if before
+        else ""
+    )
+    return (
+        f'<div class="card {esc(tone)}"><h3>{esc(label)}</h3><p class="value">{old}<span>{esc(value)}</span></p>'
+        f'<p class="note">{esc(note)}</p></div>'
+    )
+
+
+def facts(title: str, pairs: Iterable[tuple[object, object]]) -> str:
+    """A card of names and values."""
+    rows = "".join(
+        f"<div><dt>{esc(name, 80)}</dt><dd>{esc(words.plain_value(value))}</dd></div>"
+        for name, value in pairs
+    )
+    return f'<div class="facts"><h3>{esc(title, 80)}</h3><dl>{rows}</dl></div>' if rows else ""
+
+
+def code(text: str) -> str:
+    """A command line to copy."""
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="command"><pre class="command"><code>{esc(text, 8000, True)}</code></pre></div>'
+
+
+def figure(key: str, title: str, said: str, height: int) -> str:
+    """The place of one chart, with its summary in words."""
+    name = f"chart-{esc(key)}"
+    return (
+        f'<figure aria-labelledby="{name}-title"><h3 id="{name}-title">{esc(title)}</h3>'
+        f'<div class="plot" id="{name}" role="img" aria-label="{esc(said)}" style="height:{int(height)}px"></div>'
+        f"<figcaption>{esc(said)}</figcaption></figure>"
+    )
