@@ -7,7 +7,8 @@ rows that are looked at.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ def read_file(path: Path, name: str, max_chars: int) -> Table:
     """Rows of one .parquet or .arrow file, until they hold `max_chars` characters. Raises DataError."""
     import datasets
 
-    with tempfile.TemporaryDirectory(prefix="compress-data-") as cache:  # only lock files land there
+    # only lock files land in the cache
+    with tempfile.TemporaryDirectory(prefix="compress-data-") as cache, _quiet():
         try:
             stream = datasets.load_dataset(
                 BUILDERS[path.suffix.lower()],
@@ -99,9 +101,10 @@ def read_hub(name: str, max_chars: int) -> Table:
             f"{_first_line(error)}); give --data a local file, or leave it out for the built-in text"
         ) from None
     try:
-        split = split or _preferred(datasets.get_dataset_split_names(repo, config or None))
-        stream = datasets.load_dataset(repo, config or None, split=split, streaming=not offline)
-        rows, note = _take(stream, name, max_chars)
+        with _quiet():
+            split = split or _preferred(datasets.get_dataset_split_names(repo, config or None))
+            stream = datasets.load_dataset(repo, config or None, split=split, streaming=not offline)
+            rows, note = _take(stream, name, max_chars)
     except DataError:
         raise
     except Exception as error:  # datasets raises ValueError, KeyError, OSError and its own for the same cause
@@ -109,6 +112,23 @@ def read_hub(name: str, max_chars: int) -> Table:
             f"the hub data set {name} cannot be read ({_first_line(error)}); name it as NAME:CONFIG:SPLIT"
         ) from None
     return Table(rows, split, note)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no log lines from `datasets`: what goes wrong is said once, by the error."""
+    import datasets
+
+    level = datasets.logging.get_verbosity()
+    bars = not datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if bars:
+            datasets.enable_progress_bars()
 
 
 def _preferred(splits: list[str]) -> str:

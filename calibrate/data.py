@@ -112,13 +112,14 @@ def _sections(texts: list[str], settings: DataSettings) -> tuple[list[str], str]
     window = int(settings.seq_len * (4 - 2.5 * wide))
     least = min(window // 4, total // 16)  # shorter ones would be judged without context
     target = max(64, least, min(window, total // (4 * max(settings.eval_samples, 4))))
+    plenty = total > 2 * window * (settings.samples + settings.eval_samples)
     parts, gaps = [], False
     for text in texts:
-        sections, gapped = split.sections(text, target)
+        sections, gapped = split.sections(text, target, plenty)
         parts += sections
         gaps = gaps or gapped
     parts = split.unique(parts)
-    how = "with a gap between neighbours" if gaps else "without gaps, because paragraphs are few"
+    how = "with a gap between neighbours" if gaps else "without gaps, because text is scarce"
     plural = "s" * (len(texts) > 1)
     return parts, (
         f"The source has {len(texts)} document{plural}, cut into {len(parts)} sections "

@@ -85,17 +85,17 @@ def _refuse_damaged_utf8(raw: bytes, name: str) -> None:
 def _detect(raw: bytes, name: str) -> tuple[str, str]:
     from charset_normalizer import from_bytes
 
-    remedy = "save it as UTF-8, for example with: iconv -f ENCODING -t UTF-8"
+    remedy = "save it as UTF-8, for example with: iconv -f {} -t UTF-8"
     matches = [m for m in from_bytes(raw, cp_isolation=CANDIDATES) if m.chaos <= MAX_CHAOS]
     if not matches:
-        raise DataError(f"{name} is in no encoding that could be recognised; {remedy}")
+        raise DataError(f"{name} is in no encoding that could be recognised; {remedy.format('ENCODING')}")
     best = matches[0]
     rivals = [m for m in matches[1:] if str(m) != str(best) and _close(m, best)]
     foreign = sum(byte > 0x7F for byte in raw)
     multibyte = {m.encoding for m in (best, *rivals)} & set(CANDIDATES[:5])
     if rivals or (multibyte and foreign < MIN_FOREIGN):
-        names = " or ".join(dict.fromkeys(m.encoding for m in matches[:4]))
-        raise DataError(f"{name} is not UTF-8 and could be {names}; {remedy}")
+        names = sorted((m.encoding for m in matches[:4]), key=lambda e: e != WESTERN)
+        raise DataError(f"{name} is not UTF-8 and could be {' or '.join(names)}; {remedy.format(names[0])}")
     encoding = WESTERN if WESTERN in best.could_be_from_charset else best.encoding
     return _newlines(raw.decode(encoding)), encoding
 

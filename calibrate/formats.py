@@ -74,8 +74,7 @@ def _jsonl(text: str, name: str) -> Iterator[Row]:
                 yield _json_row(json.loads(line))
             except json.JSONDecodeError as error:
                 raise DataError(
-                    f"line {number} of {name} is not JSON ({error.msg} at column {error.colno}); "
-                    "every line must hold one record"
+                    f"line {number} of {name} is not JSON ({_said(error)}); every line must hold one record"
                 ) from None
             except RecursionError:
                 raise DataError(f"line {number} of {name} is nested too deeply; flatten it") from None
@@ -92,9 +91,7 @@ def _json(text: str, name: str) -> Iterator[Row]:
         if error.msg == "Extra data" and "\n" in text.strip():  # records line by line under the name .json
             yield from _jsonl(text, name)
             return
-        raise DataError(
-            f"line {error.lineno} of {name} is not JSON ({error.msg} at column {error.colno}); correct it"
-        ) from None
+        raise DataError(f"line {error.lineno} of {name} is not JSON ({_said(error)}); correct it") from None
     if isinstance(value, dict):
         lists = [v for v in value.values() if isinstance(v, list)]
         if len(lists) == len(value) > 1 and len({len(v) for v in lists}) == 1:  # columns of equal length
@@ -102,6 +99,10 @@ def _json(text: str, name: str) -> Iterator[Row]:
         elif len(lists) == 1 and not _is_turns(lists[0]):  # {"data": [...], "version": ...}
             value = lists[0]
     yield from (_json_row(v) for v in (value if isinstance(value, list) else [value]))
+
+
+def _said(error: json.JSONDecodeError) -> str:
+    return f"{error.msg.removesuffix(' at')} at column {error.colno}"
 
 
 def _is_turns(value: list[Any]) -> bool:

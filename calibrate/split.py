@@ -66,15 +66,15 @@ def unique(texts: Iterable[str]) -> list[str]:
     return list(kept.values())
 
 
-def sections(text: str, target: int) -> tuple[list[str], bool]:
+def sections(text: str, target: int, plenty: bool) -> tuple[list[str], bool]:
     """`(sections, gapped)`: contiguous groups of paragraphs of about `target` characters.
 
     Where paragraphs are longer than that, of lines, sentences or plain characters. A unit that repeats an
     earlier one is dropped first. Between two groups one unit is left out, so that a held-out section does
-    not continue a calibration one; not when groups have under eight units, where that would lose much text.
+    not continue a calibration one; not when groups have under eight units and there is no `plenty`.
     """
     units = list(_distinct(_units(text, target, 0)))
-    gap = len(units) * target >= 8 * sum(map(len, units))
+    gap = plenty or len(units) * target >= 8 * sum(map(len, units))
     groups: list[str] = []
     current: list[str] = []
     size = 0
