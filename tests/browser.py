@@ -1,4 +1,4 @@
-"""Headless Chromium over its debugging pipe, with nothing but the standard library: for tests that look at a page."""
+"""Headless Chromium over its debugging pipe, standard library only: for tests that look at a page."""
 
 from __future__ import annotations
 
@@ -13,10 +13,21 @@ from typing import Any
 
 INSTALL = "apt-get update && apt-get install -y chromium"
 FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--mute-audio", "--hide-scrollbars",
-    "--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=127.0.0.1:9", "--remote-debugging-pipe",
-)  # fmt: skip
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--mute-audio",
+    "--hide-scrollbars",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--proxy-server=127.0.0.1:9",
+    "--remote-debugging-pipe",
+)
 
 
 def find_chromium() -> str | None:
@@ -28,7 +39,7 @@ def find_chromium() -> str | None:
 
 
 class Browser:
-    """One page of one browser with a fresh profile and no network. Commands and events are those of the DevTools protocol."""
+    """One page of one browser, with a fresh profile and no network; commands are the DevTools protocol's."""
 
     def __init__(self, binary: str) -> None:
         self._profile = tempfile.TemporaryDirectory(prefix="compress-browser-", ignore_cleanup_errors=True)
@@ -36,8 +47,10 @@ class Browser:
         wrap = ("sh", "-c", 'exec "$@" 3<&0 4>&1 </dev/null >/dev/null', "sh")
         self._process = subprocess.Popen(
             [*wrap, binary, *FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
         self._number, self._session, self._buffer = 0, "", b""
         self.events: list[dict[str, Any]] = []
         target = self.call("Target.createTarget", {"url": "about:blank"})["targetId"]

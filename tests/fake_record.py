@@ -1,4 +1,4 @@
-"""Records as real runs write them, made up: a quantized 30-block decoder, hostile, Chinese, bench and sparse ones."""
+"""Records as real runs write them, made up: a 30-block decoder, hostile, Chinese, bench and sparse ones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import random
 
 from compress.core.types import BlockResult, Generation, LayerResult, Measurement, RunRecord
 
+OUT = "SmolLM2-135M-Instruct-int4"
 SHAPES = {
     "q_proj": (576, 576),
     "k_proj": (192, 576),
@@ -80,7 +81,7 @@ def quantize_record(blocks: int = 30, bits: int = 4) -> RunRecord:
             "dtype": "float32",
             "tied": True,
         },
-        artifact="SmolLM2-135M-Instruct-int4",
+        artifact=OUT,
         recipe={
             "model": "demo",
             "bits": bits,
@@ -108,7 +109,7 @@ def quantize_record(blocks: int = 30, bits: int = 4) -> RunRecord:
         blocks=tuple(_block(b) for b in range(blocks)),
         measurements=(
             *_quality("original", before, parameters, None, 0),
-            *_quality("SmolLM2-135M-Instruct-int4", after, parameters, 1.083, 0.127),
+            *_quality(OUT, after, parameters, 1.083, 0.127),
         ),
         verified=(
             {
@@ -124,20 +125,20 @@ def quantize_record(blocks: int = 30, bits: int = 4) -> RunRecord:
             Generation(
                 "Explain in one sentence why the sky is blue.",
                 {
-                    "original": "The sky looks blue because air molecules scatter short wavelengths of sunlight more than long ones.",
-                    "SmolLM2-135M-Instruct-int4": "The sky looks blue because air scatters blue light more strongly than red light.",
+                    "original": "The sky looks blue because air scatters short waves more than long ones.",
+                    OUT: "The sky looks blue because air scatters blue light more than red.",
                 },
             ),
             Generation(
                 "Write a haiku about compression.",
                 {
-                    "original": "Quiet weights grow small,\n  fewer bits hold all they knew —\nthe answer still comes.",
-                    "SmolLM2-135M-Instruct-int4": "Quiet weights made small,\n  fewer bits to say the same —\nstill the answer comes.",
+                    "original": "Quiet weights grow small,\n  fewer bits hold all they knew —\nit comes.",
+                    OUT: "Quiet weights made small,\n  fewer bits to say the same —\nstill it comes.",
                 },
             ),
         ),
         notes=(
-            "The demo model's gains are folded into its linears so that its weights leave the 4-bit grid they were shipped on.",
+            "The demo model's gains are folded into its linears: its weights leave their 4-bit grid.",
             "group_size auto chose 64: 128 does not divide 576.",
         ),
         stages={
@@ -158,7 +159,7 @@ def quantize_record(blocks: int = 30, bits: int = 4) -> RunRecord:
             "isa": {"avx2": True, "avx512f": False, "avx512_vnni": False},
             "id": "c41f09",
         },
-        reproduce="compress quantize demo --bits 4 --method gptq --group-size 64 --samples 64 --seq-len 512 --seed 0",
+        reproduce="compress quantize demo --bits 4 --method gptq --group-size 64 --samples 64 --seed 0",
     )
 
 
@@ -272,7 +273,7 @@ def bench_record() -> RunRecord:
         environment=full.environment,
         notes=("Load average was 1.7 while latency was measured.",),
         stages={"quality": 71.0, "latency": 45.0},
-        reproduce="compress bench demo out/SmolLM2-135M-Instruct-int8 out/SmolLM2-135M-Instruct-int4 out/SmolLM2-135M-Instruct-int3",
+        reproduce=" ".join(["compress bench demo", *(row[0] for row in rows[1:])]),
     )
 
 
@@ -320,7 +321,7 @@ def chinese_record() -> RunRecord:
         generations=(
             Generation(
                 "请用一句话解释天空为什么是蓝色的。",
-                {"original": "因为空气分子散射短波长的光。" * 4, out: "空气把蓝光散射得更多。" * 4},
+                {"original": "因为空气散射短波光。" * 4, out: "空气把蓝光散射得多。" * 4},
             ),
         ),
         notes=("分词器与词表大小一致。",),
@@ -328,7 +329,7 @@ def chinese_record() -> RunRecord:
 
 
 def hostile_record(attacks: tuple[str, ...] = ATTACKS) -> RunRecord:
-    """Every string that can come from a model or a data set is an attack; `attacks` may be harmless ones of the same number."""
+    """Every string that can come from outside is an attack; `attacks` may be as many harmless ones."""
     full = quantize_record(3)
     pick = [*attacks, *attacks]
     n = len(attacks)
@@ -359,15 +360,15 @@ def hostile_record(attacks: tuple[str, ...] = ATTACKS) -> RunRecord:
         recipe={"model": attacks[4], attacks[5] + "k": attacks[6]},
         plan={"layers": {attacks[0]: {"reason": attacks[1]}}},
         data={"calibration": {"source": attacks[9], attacks[12] + "k": list(attacks)}},
-        measurements=tuple(
-            dataclasses.replace(
-                m,
-                subject=m.subject if m.subject == "original" else out,
-                unit=attacks[12] if m.name == "kl" else m.unit,
-            )
-            for m in full.measurements
-        )
-        + (
+        measurements=(
+            *(
+                dataclasses.replace(
+                    m,
+                    subject=m.subject if m.subject == "original" else out,
+                    unit=attacks[12] if m.name == "kl" else m.unit,
+                )
+                for m in full.measurements
+            ),
             Measurement(attacks[13], "perplexity", "", 20.0, 19.0, 21.0),
             Measurement(attacks[13], "bytes", "bytes", 2e8),
         ),

@@ -1,38 +1,32 @@
-"""The charts of the report as plotly figures in plain data, each with a sentence that says the same in words.
+"""The charts of the report, each with a sentence that says the same in words.
 
-Nothing here imports plotly: a figure is `{"data": [...], "layout": {...}}`. Text colours and grid lines are left to
-the page's style sheet, so that light, dark and paper all work. Names go in as labels of numbered ticks or as hover
-text, never into axis categories (plotly would read dates and numbers into them) or templates, and with `<` and `&`
-escaped, because plotly reads tags in labels.
+Here: bytes, bits and error by layer. In compare.py: subjects side by side.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable
 
-from compress.core.types import LayerResult, Measurement, RunRecord
+from compress.core.types import LayerResult, RunRecord
 from compress.report import summary, words
+from compress.report.chartkit import (
+    ACCENT,
+    GREY,
+    PALETTE,
+    Chart,
+    Json,
+    axis,
+    color,
+    label,
+    layout,
+    sentence,
+    symbol,
+)
+from compress.report.compare import kl_chart, quality_chart, speed_chart
 
-GREY, ACCENT = "#94a3b8", "#0f9f90"
-PALETTE = ("#3b82c4", "#e08a3c", "#3fa37a", "#c2567a", "#8b6fc9", "#a58b2f", "#4fb3bf", "#8a8f98")
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
 BITS_SCALE = [[0.0, "#c7e9e4"], [0.5, "#3fb3a5"], [1.0, "#0b5d66"]]
-MAX_ROLES, MAX_SUBJECTS, MAX_BLOCKS = 16, 24, 512
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One chart: `key` is its id in the page, `summary` what it shows in a sentence, `height` in pixels."""
-
-    key: str
-    group: str
-    title: str
-    summary: str
-    figure: dict[str, Any]
-    height: int = 320
+MAX_ROLES, MAX_BLOCKS = 24, 512
 
 
 def build(record: RunRecord) -> list[Chart]:
@@ -41,85 +35,59 @@ def build(record: RunRecord) -> list[Chart]:
         parts_chart,
         block_bytes_chart,
         bits_chart,
-        layer_error_chart,
-        block_error_chart,
         quality_chart,
         kl_chart,
-        latency_chart,
+        speed_chart,
+        layer_error_chart,
+        block_error_chart,
     )
     return [chart for make in makers if (chart := make(record)) is not None]
-
-
-def label(text: object, limit: int = 28) -> str:
-    """A name for plotly, which reads tags and entities in labels: shortened, then escaped."""
-    return _safe(words.short(text, limit))
-
-
-def _safe(text: object, limit: int = 160) -> str:
-    return words.clean(text, limit).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _axis(title: str = "", **settings: Any) -> dict[str, Any]:
-    base: dict[str, Any] = {"automargin": True, "fixedrange": True, "zeroline": False}
-    if title:
-        base["title"] = {"text": title, "standoff": 8}
-    return {**base, **settings}
-
-
-def _layout(x: dict[str, Any], y: dict[str, Any], **settings: Any) -> dict[str, Any]:
-    return {
-        "autosize": True,
-        "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": "system-ui, sans-serif", "size": 12},
-        "hoverlabel": {"font": {"family": "system-ui, sans-serif", "size": 12}},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
-        "dragmode": False,
-        "xaxis": x,
-        "yaxis": y,
-        **settings,
-    }
 
 
 def parts_chart(record: RunRecord) -> Chart | None:
     """Bytes by part of the model, original above compressed."""
     if not record.layers:
         return None
-    before, after = (dict.fromkeys(summary.PARTS, 0) for _ in range(2))
+    before, after = (dict.fromkeys((*summary.PARTS, "Rest"), 0) for _ in range(2))
     for layer in record.layers:
-        home = summary.part(layer.role)
-        before[home] += layer.bytes_before
-        after[home] += layer.bytes_after
+        before[summary.part(layer.role)] += layer.bytes_before
+        after[summary.part(layer.role)] += layer.bytes_after
     total_before, total_after = summary.total_bytes(record)
-    rest = "Norms, biases, the rest" if before["Embedding"] else "Embedding, norms, the rest"
     if total_before and total_after:
-        before[rest] = max(0, round(total_before - sum(before.values())))
-        after[rest] = max(0, round(total_after - sum(after.values())))
-    traces = []
+        before["Rest"] = max(0, round(total_before - sum(before.values())))
+        after["Rest"] = max(0, round(total_after - sum(after.values())))
     shown = [name for name in before if before[name] or after[name]]
-    for index, name in enumerate(shown):
-        sizes = [after[name], before[name]]
-        traces.append(
-            {
-                "type": "bar", "orientation": "h", "name": name, "y": [0, 1], "x": [n / 1e6 for n in sizes],
-                "text": [words.size(n) for n in sizes], "textposition": "none", "marker": {"color": PALETTE[index % 8]},
-                "hovertemplate": "%{text}<extra>" + name + "</extra>",
-            }
-        )  # fmt: skip
-    names = ["compressed", "original"]
-    layout = _layout(_axis("MB"), _axis(tickvals=[0, 1], ticktext=names), barmode="stack", bargap=0.35)
-    largest = max(shown, key=lambda name: after[name], default="")
-    share = words.percent(after[largest] / max(1, sum(after.values()))) if largest else ""
+    if not shown:
+        return None
+    traces = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": name,
+            "y": [0, 1],
+            "x": [after[name] / 1e6, before[name] / 1e6],
+            "text": [words.size(after[name]), words.size(before[name])],
+            "textposition": "none",
+            "marker": {"color": color(index)},
+            "hovertemplate": "%{text}<extra>" + name + "</extra>",
+        }
+        for index, name in enumerate(shown)
+    ]
+    ticks = axis("", {"tickvals": [0, 1], "ticktext": ["compressed", "original"]})
+    largest = max(shown, key=lambda name: after[name])
+    share = words.percent(after[largest] / max(1, sum(after.values())))
     said = (
-        f"The weights go from {words.size(sum(before.values()))} to {words.size(sum(after.values()))}; "
-        f"the largest part that is left is {largest} with {words.size(after[largest])} ({share})."
+        f"{words.size(sum(before.values()))} became {words.size(sum(after.values()))}; "
+        f"the largest part now is {largest} with {words.size(after[largest])} ({share})"
     )
-    return Chart("parts", "size", "Where the bytes are", said, {"data": traces, "layout": layout}, 260)
+    if "Rest" in shown:
+        said += "; Rest is what no layer below holds: norms, biases, file headers"
+    figure = {"data": traces, "layout": layout(axis("MB"), ticks, {"barmode": "stack", "bargap": 0.35})}
+    return Chart("parts", "size", "Where the bytes are", sentence(said), figure, 250)
 
 
 def block_bytes_chart(record: RunRecord) -> Chart | None:
-    """Bytes of every block: the original as a grey outline behind the compressed one, stacked by part."""
+    """Bytes of every block: the compressed parts stacked in front of the original."""
     inside = [layer for layer in record.layers if layer.block >= 0]
     blocks = sorted({layer.block for layer in inside})[:MAX_BLOCKS]
     if len(blocks) < 2:
@@ -131,111 +99,115 @@ def block_bytes_chart(record: RunRecord) -> Chart | None:
             before[layer.block] += layer.bytes_before
             column = after.setdefault(summary.part(layer.role), dict.fromkeys(blocks, 0))
             column[layer.block] += layer.bytes_after
-    traces: list[dict[str, Any]] = [
-        {
-            "type": "bar", "name": "original", "x": blocks, "y": [before[b] / 1e6 for b in blocks], "width": 0.8,
-            "offset": -0.4, "marker": {"color": "rgba(148,163,184,0.28)", "line": {"color": GREY, "width": 1}},
-            "hovertemplate": "block %{x}: %{y:.3f} MB<extra>original</extra>",
-        }
-    ]  # fmt: skip
-    base = dict.fromkeys(blocks, 0.0)
+    outline = {"color": "rgba(148,163,184,0.28)", "line": {"color": GREY, "width": 1}}
+    zero = dict.fromkeys(blocks, 0)
+    traces = [_column("original", before, zero, outline)]
+    top = zero
     for name in [part for part in summary.PARTS if part in after]:
-        traces.append(
-            {
-                "type": "bar", "name": f"{name}, compressed", "x": blocks, "y": [after[name][b] / 1e6 for b in blocks],
-                "base": [base[b] / 1e6 for b in blocks], "width": 0.8, "offset": -0.4,
-                "marker": {"color": PALETTE[summary.PARTS.index(name)]},
-                "hovertemplate": "block %{x}: %{y:.3f} MB<extra>" + name + "</extra>",
-            }
-        )  # fmt: skip
-        base = {b: base[b] + after[name][b] for b in blocks}
-    layout = _layout(
-        _axis("block", showgrid=False), _axis("MB", rangemode="tozero"), barmode="overlay", bargap=0.2
-    )
-    ratio = sum(before.values()) / max(1.0, sum(base.values()))
-    said = f"{words.plural(len(blocks), 'block')} went from {words.size(sum(before.values()))} to "
-    said += f"{words.size(sum(base.values()))}, {ratio:.2f} times smaller."
-    return Chart("block-bytes", "size", "Bytes by block", said, {"data": traces, "layout": layout})
+        traces.append(_column(name, after[name], top, {"color": PALETTE[summary.PARTS.index(name)]}))
+        top = {b: top[b] + after[name][b] for b in blocks}
+    x, y = axis("block", {"showgrid": False}), axis("MB", {"rangemode": "tozero"})
+    old, new = sum(before.values()), sum(top.values())
+    said = f"{words.plural(len(blocks), 'block')} went from {words.size(old)} to {words.size(new)}"
+    said += f", {old / new:.2f} times smaller" if new else ""
+    figure = {"data": traces, "layout": layout(x, y, {"barmode": "overlay", "bargap": 0.2})}
+    return Chart("block-bytes", "size", "Bytes by block", sentence(said), figure)
 
 
-def _grid(
-    layers: list[LayerResult], value: Callable[[LayerResult], float], worst: bool
-) -> tuple[list[int], dict[str, dict[int, float]]]:
-    """Blocks, and by role the mean (or the largest) value in each block; experts of a block share a cell."""
+def _column(name: str, values: dict[int, int], base: dict[int, int], marker: Json) -> Json:
+    """One bar a block, standing on `base`; bytes in, MB drawn."""
+    return {
+        "type": "bar",
+        "name": name,
+        "x": list(values),
+        "y": [n / 1e6 for n in values.values()],
+        "base": [base[block] / 1e6 for block in values],
+        "width": 0.8,
+        "marker": marker,
+        "text": [words.size(n) for n in values.values()],
+        "textposition": "none",
+        "hovertemplate": "block %{x}: %{text}<extra>" + name + "</extra>",
+    }
+
+
+Grid = dict[str, dict[int, float]]
+
+
+def _grid(layers: Iterable[LayerResult], value: Callable[[LayerResult], float], worst: bool) -> Grid:
+    """By role and block the mean (or the largest) value; experts of a block share a cell."""
     cells: dict[tuple[str, int], list[float]] = {}
     for layer in layers:
         if layer.block >= 0 and math.isfinite(found := value(layer)):
             cells.setdefault((layer.role, layer.block), []).append(found)
-    roles: dict[str, dict[int, float]] = {}
-    for (role, block), values in cells.items():
+    roles: Grid = {}
+    for (role, block), values in sorted(cells.items(), key=lambda item: item[0][1]):
         roles.setdefault(role, {})[block] = max(values) if worst else sum(values) / len(values)
-    blocks = sorted({block for _, block in cells})[:MAX_BLOCKS]
-    return blocks, dict(list(roles.items())[:MAX_ROLES])
+    return {role: dict(list(points.items())[:MAX_BLOCKS]) for role, points in list(roles.items())[:MAX_ROLES]}
 
 
 def bits_chart(record: RunRecord) -> Chart | None:
     """Stored bits per weight, block across and role down."""
-    blocks, roles = _grid(list(record.layers), summary.bits_per_weight, worst=False)
-    if not blocks:
+    roles = _grid(record.layers, summary.bits_per_weight, worst=False)
+    if not roles:
         return None
     names = list(roles)
-    values = [round(v, 3) for role in roles.values() for v in role.values()]
-    low, high = min(values), max(values)
+    blocks = sorted({block for points in roles.values() for block in points})
+    values = [v for points in roles.values() for v in points.values()]
     heat = {
-        "type": "heatmap", "x": blocks, "y": list(range(len(names))), "z": [[roles[n].get(b) for b in blocks] for n in names],
-        "text": [[label(n) for _ in blocks] for n in names], "colorscale": BITS_SCALE, "xgap": 1, "ygap": 2,
-        "zmin": min(low, 2), "zmax": max(high, 8), "hoverongaps": False,
+        "type": "heatmap",
+        "x": blocks,
+        "y": list(range(len(names))),
+        "z": [[roles[name].get(block) for block in blocks] for name in names],
+        "text": [[label(name) for _ in blocks] for name in names],
+        "colorscale": BITS_SCALE,
+        "xgap": 1,
+        "ygap": 2,
+        "zmin": min(*values, 2),
+        "zmax": max(*values, 8),
+        "hoverongaps": False,
         "hovertemplate": "block %{x}, %{text}: %{z:.2f} bits<extra></extra>",
-        "colorbar": {"title": {"text": "bits", "side": "top"}, "thickness": 10, "len": 0.9, "outlinewidth": 0},
-    }  # fmt: skip
-    ticks = _axis(
-        tickvals=list(range(len(names))),
-        ticktext=[label(n, 16) for n in names],
-        autorange="reversed",
-        showgrid=False,
-    )
-    layout = _layout(_axis("block", showgrid=False), ticks)
-    same = f"Every layer is stored with {low:.2f} bits per weight, scales and zeros included."
-    said = (
-        same
-        if high - low < 0.005
-        else f"Layers are stored with {low:.2f} to {high:.2f} bits per weight, scales and zeros included."
-    )
-    return Chart(
-        "bits",
-        "size",
-        "Bits per weight by layer",
-        said,
-        {"data": [heat], "layout": layout},
-        120 + 30 * max(4, len(names)),
-    )
+        "colorbar": {"title": {"text": "bits", "side": "top"}, "thickness": 10, "outlinewidth": 0},
+    }
+    ticks = {
+        "tickvals": list(range(len(names))),
+        "ticktext": [label(n, 16) for n in names],
+        "autorange": "reversed",
+    }
+    y = axis("", {**ticks, "showgrid": False})
+    low, high = min(values), max(values)
+    span = f"{low:.2f}" if high - low < 0.005 else f"{low:.2f} to {high:.2f}"
+    said = f"layers are stored with {span} bits per weight, scales and zeros included"
+    figure = {"data": [heat], "layout": layout(axis("block", {"showgrid": False}), y)}
+    height = 110 + 28 * max(4, len(names))
+    return Chart("bits", "size", "Bits per weight by layer", sentence(said), figure, height)
 
 
 def layer_error_chart(record: RunRecord) -> Chart | None:
-    """Relative output error by block, one line a role, on a logarithmic axis."""
+    """Relative error by block, one line a role, on a logarithmic axis; zero error has no place on it."""
     what = summary.error_name(record.layers)
-    blocks, roles = _grid([x for x in record.layers if summary.error_of(x) > 0], summary.error_of, worst=True)
-    if not blocks:
+    roles = _grid((x for x in record.layers if summary.error_of(x) > 0), summary.error_of, worst=True)
+    if not roles:
         return None
     traces = [
         {
-            "type": "scatter", "mode": "lines+markers", "name": label(role, 18), "x": [b for b in blocks if b in points],
-            "y": [100 * points[b] for b in blocks if b in points], "line": {"color": PALETTE[i % 8], "width": 1.6},
-            "marker": {"symbol": SYMBOLS[i % 8], "size": 6}, "text": [label(role, 18)] * len(points),
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": label(role, 18),
+            "x": list(points),
+            "y": [100 * v for v in points.values()],
+            "line": {"color": color(i), "width": 1.6},
+            "marker": {"symbol": symbol(i), "size": 6},
+            "text": [label(role, 18)] * len(points),
             "hovertemplate": "block %{x}, %{text}: %{y:.3g} %<extra></extra>",
         }
         for i, (role, points) in enumerate(roles.items())
-    ]  # fmt: skip
-    layout = _layout(
-        _axis("block", showgrid=False),
-        _axis("% of the output's energy", type="log", dtick=1, exponentformat="none"),
-    )
+    ]
+    y = axis(f"{what}, %", {"type": "log", "dtick": "D2", "exponentformat": "none"})
     peak = summary.worst(record, 1)[0]
-    said = (
-        f"The largest {what} is {words.percent(summary.error_of(peak))}, in {words.clean(peak.layer, 120)}."
-    )
+    said = f"the largest {what} is {words.percent(summary.error_of(peak))}, in {words.clean(peak.layer, 120)}"
+    figure = {"data": traces, "layout": layout(axis("block", {"showgrid": False}), y)}
     title = f"{what[0].upper()}{what[1:]} by layer"
-    return Chart("layer-error", "error", title, said, {"data": traces, "layout": layout}, 380)
+    return Chart("layer-error", "error", title, sentence(said), figure, 400)
 
 
 def block_error_chart(record: RunRecord) -> Chart | None:
@@ -244,135 +216,25 @@ def block_error_chart(record: RunRecord) -> Chart | None:
     if len(points) < 2:
         return None
     trace = {
-        "type": "scatter", "mode": "lines+markers", "name": "hidden state", "x": [b.block for b in points],
-        "y": [100 * b.hidden_error for b in points], "line": {"color": ACCENT, "width": 2}, "fill": "tozeroy",
-        "fillcolor": "rgba(15,159,144,0.12)", "marker": {"size": 5}, "text": [f"{b.hidden_cosine:.5f}" for b in points],
+        "type": "scatter",
+        "mode": "lines+markers",
+        "x": [b.block for b in points],
+        "y": [100 * b.hidden_error for b in points],
+        "line": {"color": ACCENT, "width": 2},
+        "fill": "tozeroy",
+        "fillcolor": "rgba(15,159,144,0.12)",
+        "marker": {"size": 5},
+        "text": [f"{b.hidden_cosine:.5f}" for b in points],
         "hovertemplate": "after block %{x}: %{y:.3g} %, cosine %{text}<extra></extra>",
-    }  # fmt: skip
-    layout = _layout(
-        _axis("after block", showgrid=False),
-        _axis("% of the hidden state's energy", rangemode="tozero"),
-        showlegend=False,
-    )
+    }
+    y = axis("hidden-state error, %", {"rangemode": "tozero"})
     last, peak = points[-1], max(points, key=lambda b: b.hidden_error)
-    said = f"On held-out text the hidden state is off by {words.percent(last.hidden_error)} of its energy after block {last.block}"
-    said += f" (largest: {words.percent(peak.hidden_error)} after block {peak.block})."
-    return Chart(
-        "block-error", "error", "Held-out error by block", said, {"data": [trace], "layout": layout}, 300
-    )
-
-
-def _whiskers(points: list[Measurement], scale: float = 1.0) -> dict[str, Any]:
-    """Asymmetric error bars over the points that have an interval."""
-    above = [
-        (p.high - p.median) * scale if p.high is not None and words.finite(p.high) else 0 for p in points
-    ]
-    below = [(p.median - p.low) * scale if p.low is not None and words.finite(p.low) else 0 for p in points]
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": above,
-        "arrayminus": below,
-        "thickness": 1.4,
-        "width": 5,
+    off = words.percent(last.hidden_error)
+    said = f"after block {last.block} the hidden state is off by {off} of its energy"
+    if peak.block != last.block:
+        said += f"; the most is {words.percent(peak.hidden_error)}, after block {peak.block}"
+    figure = {
+        "data": [trace],
+        "layout": layout(axis("after block", {"showgrid": False}), y, {"showlegend": False}),
     }
-
-
-def quality_chart(record: RunRecord) -> Chart | None:
-    """Perplexity (or the first quality measure there is) of every subject against its size."""
-    for name in ("perplexity", "hidden_cosine", *summary.other_names(record)):
-        chart = _against_size(record, name, "quality")
-        if chart is not None:
-            return chart
-    return None
-
-
-def kl_chart(record: RunRecord) -> Chart | None:
-    """KL to the original against size, where there are several to compare."""
-    return _against_size(record, "kl", "kl") if len(summary.subjects(record)) > 2 else None
-
-
-def _against_size(record: RunRecord, name: str, key: str) -> Chart | None:
-    points = []
-    for subject in summary.subjects(record)[:MAX_SUBJECTS]:
-        n_bytes, found = summary.find(record, subject, "bytes"), summary.find(record, subject, name)
-        if n_bytes and found and math.isfinite(found.median):
-            points.append((subject, n_bytes, found))
-    if not points:
-        return None
-    what = words.LABELS.get(name, words.clean(name, 40))
-    traces = [
-        {
-            "type": "scatter", "mode": "markers", "name": label(subject), "x": [n.median / 1e6], "y": [found.median],
-            "error_y": {**_whiskers([found]), "color": PALETTE[i % 8]}, "text": [f"{label(subject)}: {_safe(_value(found))}"],
-            "marker": {"size": 11, "symbol": SYMBOLS[i % 8], "color": GREY if subject == summary.ORIGINAL else PALETTE[i % 8]},
-            "hovertemplate": "%{text}, %{x:.1f} MB<extra></extra>",
-        }
-        for i, (subject, n, found) in enumerate(points)
-    ]  # fmt: skip
-    layout = _layout(_axis("size in MB", rangemode="tozero"), _axis(_safe(what, 40)), showlegend=True)
-    said = f"{what[0].upper()}{what[1:]}: " + "; ".join(
-        f"{words.short(subject)} {_value(found)} at {words.size(n.median)}"
-        for subject, n, found in points[:8]
-    )
-    title = f"{what[0].upper()}{what[1:]} against size"
-    return Chart(key, "quality", title, said + ".", {"data": traces, "layout": layout}, 340)
-
-
-def _value(found: Measurement) -> str:
-    return f"{words.shown(found)} {words.interval(found)}".strip()
-
-
-def latency_chart(record: RunRecord) -> Chart | None:
-    """Speed of every subject with its interval, a panel for each measure."""
-    names = summary.names_present(record, ("prefill_tokens_per_s", "decode_tokens_per_s", "latency_ms"))
-    subjects = [s for s in summary.subjects(record) if any(summary.find(record, s, n) for n in names)][
-        :MAX_SUBJECTS
-    ]
-    if not names or not subjects:
-        return None
-    titles = {
-        "prefill_tokens_per_s": "prefill, tokens/s (more is better)",
-        "decode_tokens_per_s": "decode, tokens/s (more is better)",
-        "latency_ms": "latency, ms (less is better)",
-    }
-    traces: list[dict[str, Any]] = []
-    layout = _layout(
-        {},
-        {},
-        showlegend=False,
-        bargap=0.3,
-        grid={"rows": len(names), "columns": 1, "pattern": "independent", "ygap": 0.5},
-    )
-    said = []
-    for panel, name in enumerate(names):
-        suffix = "" if panel == 0 else str(panel + 1)
-        points = [(i, found) for i, s in enumerate(subjects) if (found := summary.find(record, s, name))]
-        traces.append(
-            {
-                "type": "bar", "orientation": "h", "y": [i for i, _ in points], "x": [m.median for _, m in points],
-                "xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "error_x": {**_whiskers([m for _, m in points]), "color": "#64748b"},
-                "marker": {"color": [GREY if m.subject == summary.ORIGINAL else ACCENT for _, m in points]},
-                "text": [f"{label(m.subject)}: {_safe(_value(m))}" for _, m in points], "textposition": "none",
-                "hovertemplate": "%{text}<extra></extra>",
-            }
-        )  # fmt: skip
-        layout[f"xaxis{suffix}"] = _axis(titles[name], rangemode="tozero")
-        ticks = [label(s, 18) for s in subjects]
-        layout[f"yaxis{suffix}"] = _axis(
-            tickvals=list(range(len(subjects))), ticktext=ticks, autorange="reversed", showgrid=False
-        )
-        said.append(
-            f"{titles[name].split(',')[0]} "
-            + ", ".join(f"{words.short(m.subject)} {words.shown(m)}" for _, m in points[:6])
-        )
-    height = len(names) * (70 + 30 * len(subjects)) + 20
-    sentence = "; ".join(said)
-    return Chart(
-        "latency",
-        "speed",
-        "Speed, with 95 % intervals",
-        f"{sentence[0].upper()}{sentence[1:]}.",
-        {"data": traces, "layout": layout},
-        height,
-    )
+    return Chart("block-error", "error", "Held-out error by block", sentence(said), figure, 300)

@@ -1,7 +1,7 @@
 """A record as one HTML file that opens anywhere, with no network: charts, tables, samples, how to reproduce.
 
-The page forbids itself every connection (Content-Security-Policy) and runs only the scripts whose hashes it lists,
-so a string that got past the escaping still could not act.
+The page forbids itself every connection (Content-Security-Policy) and runs only the scripts whose hashes it
+lists, so a string that got past the escaping still could not act.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from string import Template
 from compress.core.errors import MissingExtraError
 from compress.core.types import LayerResult, RunRecord
 from compress.report import charts, summary, words
-from compress.report.pieces import Cell, Column, card, code, esc, facts, figure, script_json, section, table
+from compress.report.chartkit import Chart
+from compress.report.pieces import Cell, Column, card, chart, code, esc, facts, script_json, section, table
 
 MAX_ROWS, MAX_SAMPLES, MAX_NOTES = 600, 24, 100
 MAX_SAMPLE = 6000
 GROUPS = (
     ("size", "Size", ""),
-    ("quality", "Quality", "Bars are 95 % intervals over held-out documents."),
+    ("quality", "Quality", "Whiskers and brackets are 95 % intervals."),
     ("speed", "Speed", ""),
     (
         "error",
         "Where the error comes from",
-        "Relative to the energy of the layer's own output; a part of 100.",
+        "Squared error relative to the energy of what is compared, in per cent.",
     ),
 )
 
@@ -81,9 +82,9 @@ def _title(record: RunRecord) -> str:
     return f"{name} · compress {record.command}"
 
 
-def _body(record: RunRecord, drawn: list[charts.Chart]) -> str:
+def _body(record: RunRecord, drawn: list[Chart]) -> str:
     by_group = {
-        key: "".join(figure(c.key, c.title, c.summary, c.height) for c in drawn if c.group == key)
+        key: "".join(chart(c.key, c.title, c.said, c.height) for c in drawn if c.group == key)
         for key, _, _ in GROUPS
     }
     extra = {
@@ -97,7 +98,7 @@ def _body(record: RunRecord, drawn: list[charts.Chart]) -> str:
     ]
     return "".join(
         (
-            section("summary", "Summary", _cards(record)),
+            section("summary", "Summary", _cards(record), summary.basis(record)),
             *grouped,
             section("samples", "Samples", _samples(record), "Written from the same prompts, greedily."),
             section(
@@ -148,8 +149,7 @@ def _header(record: RunRecord) -> str:
 
 def _cards(record: RunRecord) -> str:
     figures = summary.headline(record) if len(summary.subjects(record)) <= 2 else summary.best(record)
-    tone = {True: "good", False: "bad", None: ""}
-    made = "".join(card(f.label, f.before, f.value, f.note, tone[f.good]) for f in figures)
+    made = "".join(map(card, figures))
     return f'<div class="cards">{made}</div>' if made else ""
 
 
@@ -169,16 +169,30 @@ def _subjects(record: RunRecord, caption: str, names: tuple[str, ...]) -> str:
 def _roles(record: RunRecord) -> str:
     what = summary.error_name(record.layers)
     columns = [
-        Column("role"), Column("layers", True), Column("scheme"), Column("bits per weight", True), Column("original", True),
-        Column("compressed", True), Column(f"median {what}", True), Column("worst", True), Column("fallbacks", True),
-    ]  # fmt: skip
+        Column("role"),
+        Column("layers", True),
+        Column("scheme"),
+        Column("bits per weight", True),
+        Column("original", True),
+        Column("compressed", True),
+        Column(f"median {what}", True),
+        Column("worst", True),
+        Column("fallbacks", True),
+    ]
     rows = [
         [
-            row.role, f"{row.layers:,}", ", ".join(row.schemes[:4]), words.number(row.bits, 3), words.size(row.bytes_before),
-            words.size(row.bytes_after), words.percent(row.error), words.percent(row.worst), str(row.fallbacks or ""),
+            row.role,
+            f"{row.layers:,}",
+            ", ".join(row.schemes[:4]),
+            words.number(row.bits, 3),
+            words.size(row.bytes_before),
+            words.size(row.bytes_after),
+            words.percent(row.error),
+            words.percent(row.worst),
+            str(row.fallbacks or ""),
         ]
         for row in summary.roles(record)
-    ]  # fmt: skip
+    ]
     return table("By role", columns, rows)
 
 
@@ -189,7 +203,7 @@ def _worst(record: RunRecord) -> str:
         Column(summary.error_name(record.layers), True),
         Column("why"),
     ]
-    rows = [
+    rows: list[list[Cell | str]] = [
         [
             x.layer,
             x.scheme,
@@ -224,9 +238,18 @@ def _reasons(record: RunRecord) -> str:
 def _layers(record: RunRecord) -> str:
     """The sortable table of layers: all of them, or the worst ones of a very large model."""
     columns = [
-        Column("layer"), Column("shape"), Column("scheme"), Column("method"), Column("bits", True), Column("original", True),
-        Column("compressed", True), Column("output error", True), Column("weight error", True), Column("tokens", True), Column("note"),
-    ]  # fmt: skip
+        Column("layer"),
+        Column("shape"),
+        Column("scheme"),
+        Column("method"),
+        Column("bits", True),
+        Column("original", True),
+        Column("compressed", True),
+        Column("output error", True),
+        Column("weight error", True),
+        Column("tokens", True),
+        Column("note"),
+    ]
     many = len(record.layers) > MAX_ROWS
     chosen = summary.worst(record, MAX_ROWS) if many else list(record.layers)
     made = table(
@@ -238,19 +261,28 @@ def _layers(record: RunRecord) -> str:
     if not made:
         return ""
     if many:
-        made = f'<p class="intro">The {len(chosen):,} with the largest error of {len(record.layers):,}; all are in record.json.</p>{made}'
+        said = (
+            f"The {len(chosen):,} with the largest error of {len(record.layers):,}; all are in record.json."
+        )
+        made = f'<p class="intro">{said}</p>{made}'
     return f'<div class="tall">{made}</div>'
 
 
 def _layer(x: LayerResult) -> list[Cell | str]:
     bits = summary.bits_per_weight(x)
     return [
-        words.clean(x.layer, 160), f"{x.shape[0]:,} × {x.shape[1]:,}", words.clean(x.scheme, 40), words.clean(x.method, 40),
-        Cell(words.number(bits, 3), key=bits), Cell(words.size(x.bytes_before), key=x.bytes_before),
-        Cell(words.size(x.bytes_after), key=x.bytes_after), Cell(words.percent(x.output_error), key=x.output_error),
-        Cell(words.percent(x.weight_error), key=x.weight_error), Cell(f"{x.n_tokens:,}", key=x.n_tokens),
+        words.clean(x.layer, 160),
+        f"{x.shape[0]:,} × {x.shape[1]:,}",
+        words.clean(x.scheme, 40),
+        words.clean(x.method, 40),
+        Cell(words.number(bits, 3), key=bits),
+        Cell(words.size(x.bytes_before), key=x.bytes_before),
+        Cell(words.size(x.bytes_after), key=x.bytes_after),
+        Cell(words.percent(x.output_error), key=x.output_error),
+        Cell(words.percent(x.weight_error), key=x.weight_error),
+        Cell(f"{x.n_tokens:,}", key=x.n_tokens),
         Cell(words.clean(x.fallback or "", 240), tone="warn" if x.fallback else ""),
-    ]  # fmt: skip
+    ]
 
 
 def _samples(record: RunRecord) -> str:
@@ -260,9 +292,8 @@ def _samples(record: RunRecord) -> str:
             f'<div><h4>{esc(name, 80)}</h4><p class="text" dir="auto">{esc(text, MAX_SAMPLE, True)}</p></div>'
             for name, text in list(sample.texts.items())[:8]
         )
-        made.append(
-            f'<article class="sample"><h3 dir="auto">{esc(sample.prompt, 1000, True)}</h3><div class="sides">{sides}</div></article>'
-        )
+        prompt = f'<h3 dir="auto">{esc(sample.prompt, 1000, True)}</h3>'
+        made.append(f'<article class="sample">{prompt}<div class="sides">{sides}</div></article>')
     if len(record.generations) > MAX_SAMPLES:
         made.append(f'<p class="intro">{len(record.generations) - MAX_SAMPLES} more are in record.json.</p>')
     return "".join(made)
@@ -272,7 +303,7 @@ def _verified(record: RunRecord) -> str:
     columns = [Column("runtime"), Column("verdict"), Column("details")]
     word = {True: "agrees", False: "DISAGREES", None: "judged"}
     tone = {True: "good", False: "bad", None: ""}
-    rows = [
+    rows: list[list[Cell | str]] = [
         [summary.verifier(v), Cell(word[summary.passed(v)], tone=tone[summary.passed(v)]), summary.details(v)]
         for v in record.verified[:50]
     ]

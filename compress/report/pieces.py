@@ -1,4 +1,4 @@
-"""Small pieces of HTML. Everything that is passed in as text is cleaned and escaped here, and nowhere else."""
+"""Small pieces of HTML. Everything that is passed in as text is cleaned and escaped here."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.report import words
+from compress.report.summary import Figure
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def esc(text: object, limit: int = 4000, lines: bool = False) -> str:
 
 
 def script_json(data: Any) -> str:
-    """`data` as JSON that may stand inside a script element: no `<`, `>`, `&`, U+2028 or U+2029, and ASCII only."""
+    """`data` as ASCII JSON that may stand in a script element: without `<`, `>`, `&`, U+2028 or U+2029."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -82,16 +83,15 @@ def _cell(cell: Cell | str, column: Column) -> str:
     )
 
 
-def card(label: str, before: str, value: str, note: str, tone: str = "") -> str:
-    """A headline number: label, before -> value, an explanation."""
-    old = (
-        f'<span class="before">{esc(before)}</span><span class="arrow" aria-label="became">→</span>'
-        if before
-        else ""
-    )
+def card(figure: Figure) -> str:
+    """A headline number: label, value, what it was before, an explanation."""
+    tone = {True: " good", False: " bad", None: ""}[figure.good]
+    unit = f' <span class="unit">{esc(figure.unit)}</span>' if figure.unit else ""
+    before = f'<span class="before">from {esc(figure.before)}</span>' if figure.before else ""
+    note = " · ".join(filter(None, (before, esc(figure.note))))
     return (
-        f'<div class="card {esc(tone)}"><h3>{esc(label)}</h3><p class="value">{old}<span>{esc(value)}</span></p>'
-        f'<p class="note">{esc(note)}</p></div>'
+        f'<div class="card{tone}"><h3>{esc(figure.label)}</h3><p class="value">{esc(figure.value)}{unit}</p>'
+        f'<p class="note">{note}</p></div>'
     )
 
 
@@ -106,14 +106,15 @@ def facts(title: str, pairs: Iterable[tuple[object, object]]) -> str:
 
 def code(text: str) -> str:
     """A command line to copy."""
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="command"><pre class="command"><code>{esc(text, 8000, True)}</code></pre></div>'
+    inner = f'<pre class="command"><code>{esc(text, 8000, True)}</code></pre>'
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="command">{inner}</div>'
 
 
-def figure(key: str, title: str, said: str, height: int) -> str:
+def chart(key: str, title: str, said: str, height: int) -> str:
     """The place of one chart, with its summary in words."""
-    name = f"chart-{esc(key)}"
+    name, style = f"chart-{esc(key)}", f"height:{int(height)}px"
     return (
         f'<figure aria-labelledby="{name}-title"><h3 id="{name}-title">{esc(title)}</h3>'
-        f'<div class="plot" id="{name}" role="img" aria-label="{esc(said)}" style="height:{int(height)}px"></div>'
+        f'<div class="plot" id="{name}" role="img" aria-label="{esc(said)}" style="{style}"></div>'
         f"<figcaption>{esc(said)}</figcaption></figure>"
     )

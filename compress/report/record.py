@@ -78,7 +78,7 @@ def dumps(record: RunRecord) -> str:
 
 
 def write(record: RunRecord, path: str | Path) -> None:
-    """Writes the record atomically: temporary file, fsync, rename. Raises StorageError when the disk refuses."""
+    """Writes the record by temporary file, fsync and rename. Raises StorageError when the disk refuses."""
     target = Path(path)
     temporary = target.with_name(f".{target.name}.tmp")
     try:
@@ -96,7 +96,7 @@ def write(record: RunRecord, path: str | Path) -> None:
 
 
 def read(path: str | Path) -> RunRecord:
-    """The record at `path`. Raises InputError when there is no such file, DataError when it does not hold a record."""
+    """The record at `path`. Raises InputError when there is none, DataError when it holds no record."""
     target = Path(path)
     try:
         text = target.read_text(encoding="utf-8")
@@ -130,7 +130,7 @@ def read(path: str | Path) -> RunRecord:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON data: dataclasses and mappings to dicts, sequences to lists, scalars of arrays to numbers.
+    """`value` as JSON data: dataclasses and mappings to dicts, sequences to lists, array scalars to numbers.
 
     Floats that JSON cannot hold become None; lone surrogates become U+FFFD; anything else becomes its text.
     """
@@ -157,7 +157,7 @@ def plain(value: Any) -> Any:
 
 
 def _numbers(rows: Any, names: tuple[str, ...]) -> Any:
-    """`rows` with null replaced by NaN in the fields `names`; anything unexpected is left for validation to name."""
+    """`rows` with null replaced by NaN in the fields `names`; anything else is left for validation."""
     if not isinstance(rows, list | tuple):
         return rows
     return [

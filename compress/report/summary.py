@@ -1,4 +1,4 @@
-"""What a record says, worked out once for the terminal and for the page: headline, roles, worst layers, next commands."""
+"""What a record says, worked out once for terminal and page: headline, roles, worst layers, next steps."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ _MLP = ("gate", "up", "down", "fc", "mlp", "ffn", "wi", "wo")
 
 @dataclass(frozen=True)
 class Figure:
-    """One headline number: `before` is empty where only the result has one; `note` explains, `good` is a verdict or None."""
+    """One headline number. `before` is empty where only the result has one; `good` is a verdict, or None."""
 
     label: str
     before: str
     value: str
+    unit: str
     note: str
     good: bool | None = None
 
 
 @dataclass(frozen=True)
 class RoleRow:
-    """All layers of one role: bytes, stored bits per weight, median and worst output error (NaN when not measured)."""
+    """All layers of one role: bytes, stored bits per weight, median and worst error (NaN when unknown)."""
 
     role: str
     layers: int
@@ -57,6 +58,11 @@ def subjects(record: RunRecord) -> list[str]:
     """The subjects in order of appearance, the original first."""
     names = list(dict.fromkeys(m.subject for m in record.measurements))
     return sorted(names, key=lambda name: name != ORIGINAL)
+
+
+def short_names(record: RunRecord, limit: int) -> dict[str, str]:
+    """What charts and narrow tables call each subject; no two the same."""
+    return words.distinct(subjects(record), limit)
 
 
 def reference(record: RunRecord) -> str:
@@ -109,10 +115,10 @@ def headline(record: RunRecord) -> list[Figure]:
     before, after = total_bytes(record)
     if before is not None and after:
         ratio = before / after
-        note = f"{ratio:.2f} times smaller" if ratio >= 1 else f"{1 / ratio:.2f} times larger"
-        figures.append(Figure("Size", words.size(before), words.size(after), note))
+        note = f"{ratio:.2f}{words.TIMES} smaller" if ratio >= 1 else f"{1 / ratio:.2f}{words.TIMES} larger"
+        figures.append(Figure("Size", words.size(before), words.size(after), "", note))
     elif before is not None:
-        figures.append(Figure("Size", "", words.size(before), ""))
+        figures.append(Figure("Size", "", words.size(before), "", ""))
     for name in HEADLINE[1:]:
         figure = _figure(record, name)
         if figure:
@@ -120,9 +126,8 @@ def headline(record: RunRecord) -> list[Figure]:
     if record.verified:
         good = all(passed(v) is not False for v in record.verified)
         names = ", ".join(dict.fromkeys(verifier(v) for v in record.verified))
-        figures.append(
-            Figure("Verified", "", "agrees" if good else "DISAGREES", f"loaded and judged in {names}", good)
-        )
+        verdict = "agrees" if good else "DISAGREES"
+        figures.append(Figure("Verified", "", verdict, "", f"the written file, in {names}", good))
     return figures
 
 
@@ -139,34 +144,53 @@ def _figure(record: RunRecord, name: str) -> Figure | None:
         "" if ours is None or base is None or against_itself else words.amount(name, base.median, base.unit)
     )
     if name == "perplexity" and (ratio := find(record, target(record), "perplexity_ratio")):
-        notes = [f"times {words.amount('perplexity_ratio', ratio.median)} {words.interval(ratio)}".strip()]
+        notes = [
+            f"{words.TIMES}{words.amount('perplexity_ratio', ratio.median)} {words.interval(ratio)}".strip()
+        ]
     elif name in SPEED and ours and base and base.median > 0 and ours.median > 0:
-        notes.append(change(name, base.median, ours.median))
-    if name in QUALITY[2:] and shown.n > 1:
-        notes.append(words.plural(shown.n, "document"))
+        notes.insert(0, change(name, base.median, ours.median))
     label = words.LABELS.get(name, name)
-    return Figure(label[0].upper() + label[1:], before, words.shown(shown), ", ".join(filter(None, notes)))
+    value = words.amount(name, shown.median, shown.unit)
+    return Figure(
+        label[0].upper() + label[1:], before, value, words.unit_of(shown), " ".join(filter(None, notes))
+    )
+
+
+def basis(record: RunRecord) -> str:
+    """What the intervals rest on, as a sentence; empty when there are none."""
+    judged = [m for m in record.measurements if m.name in QUALITY[2:] and words.finite(m.low) and m.n > 1]
+    if not judged:
+        has_any = any(words.finite(m.low) for m in record.measurements)
+        return "Brackets are 95 % intervals." if has_any else ""
+    tokens = judged[0].detail.get("tokens")
+    more = f", {words.plural(tokens, 'token')}" if isinstance(tokens, int) else ""
+    return f"Brackets are 95 % intervals over {words.plural(judged[0].n, 'held-out document')}{more}."
 
 
 def best(record: RunRecord) -> list[Figure]:
-    """The winners among several compressed subjects: smallest, closest, fastest; the reference does not compete."""
+    """The winners among several subjects: smallest, closest, fastest; the reference does not compete."""
     figures = []
     others = subjects(record)[1:]
+    names = short_names(record, 28)
     for name, title in (
-        ("bytes", "Smallest"), ("perplexity", "Lowest perplexity"), ("kl", "Closest to the original"),
-        ("decode_tokens_per_s", "Fastest decode"), ("latency_ms", "Lowest latency"), ("peak_rss_bytes", "Least memory"),
-    ):  # fmt: skip
+        ("bytes", "Smallest"),
+        ("perplexity", "Lowest perplexity"),
+        ("kl", "Closest to the original"),
+        ("decode_tokens_per_s", "Fastest decode"),
+        ("latency_ms", "Lowest latency"),
+        ("peak_rss_bytes", "Least memory"),
+    ):
         found = [m for subject in others if (m := find(record, subject, name))]
         if found:
             sign = -1 if name in words.HIGHER_IS_BETTER else 1
             winner = min(found, key=lambda m: sign * m.median)
             value = f"{words.shown(winner)} {words.interval(winner)}".strip()
-            figures.append(Figure(title, "", words.short(winner.subject), value))
+            figures.append(Figure(title, "", names[winner.subject], "", value))
     return figures
 
 
 def change(name: str, before: float, after: float) -> str:
-    """`1.73 times faster`, `2.10 times less`."""
+    """`1.73× faster`, `2.10× less`."""
     if name == "peak_rss_bytes":
         ratio, better, worse = before / after, "less", "more"
     else:
@@ -174,7 +198,7 @@ def change(name: str, before: float, after: float) -> str:
         better, worse = "faster", "slower"
     if abs(ratio - 1) < 0.005:
         return "the same"
-    return f"{ratio:.2f} times {better}" if ratio > 1 else f"{1 / ratio:.2f} times {worse}"
+    return f"{ratio:.2f}{words.TIMES} {better}" if ratio > 1 else f"{1 / ratio:.2f}{words.TIMES} {worse}"
 
 
 def verdict(record: RunRecord) -> str:
@@ -188,9 +212,8 @@ def verdict(record: RunRecord) -> str:
     if ours and base:
         growth = (ratio.median if ratio else ours.median / base.median) - 1
         moved = f"{abs(100 * growth):.1f} % {'up' if growth >= 0 else 'down'}"
-        said.append(
-            f"perplexity on held-out text went from {words.number(base.median)} to {words.number(ours.median)} ({moved})"
-        )
+        figures = f"{words.number(base.median)} to {words.number(ours.median)}"
+        said.append(f"perplexity on held-out text went from {figures} ({moved})")
     if not said and len(subjects(record)) > 1:
         said.append(f"{len(subjects(record))} models side by side")
     sentence = "; ".join(said)
@@ -216,7 +239,7 @@ def bits_per_weight(layer: LayerResult) -> float:
 
 
 def error_of(layer: LayerResult) -> float:
-    """Relative output error, or the weight error where no statistics were collected; NaN when neither is known."""
+    """Relative output error, or weight error where there were no statistics; NaN when neither is known."""
     return layer.weight_error if math.isnan(layer.output_error) else layer.output_error
 
 
@@ -318,7 +341,7 @@ def next_steps(record: RunRecord) -> list[Step]:
     if record.artifact:
         loader = auto_class(str(record.model.get("architecture") or ""))
         out = words.clean(record.artifact)
-        opened = f"from transformers import {loader}; model = {loader}.from_pretrained({out!r})"
+        opened = f"from transformers import {loader}\nmodel = {loader}.from_pretrained({out!r})"
         steps = [Step("open it in Python", opened)]
         if record.command != "bench":
             steps.insert(
@@ -327,6 +350,8 @@ def next_steps(record: RunRecord) -> list[Step]:
         return steps
     names = [name for name in subjects(record) if name != ORIGINAL]
     source = model if model != "MODEL" else (names[0] if names else model)
+    if len(names) > 1:
+        return [Step("try fewer bits", f"compress quantize {_quoted(source)} --bits 3")]
     return [Step("make it smaller", f"compress quantize {_quoted(source)} --bits 4")]
 
 

@@ -1,4 +1,4 @@
-"""A record in the terminal: what it cost, where, why, and what to type next. Readable at 80 columns and in a file.
+"""A record in the terminal: what it cost, where, why, what to type next; from 80 columns up, and in files.
 
 Names and sentences of a record are only ever wrapped in rich.text.Text, which knows no markup, after
 `words.clean` took the control characters out.
@@ -9,7 +9,6 @@ from __future__ import annotations
 from io import StringIO
 
 from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
@@ -17,35 +16,26 @@ from rich.text import Text
 from compress.core.types import RunRecord
 from compress.report import summary, words
 
+_PLAIN = str.maketrans({"→": ">", "×": "x", "·": "-", "–": "-", "…": "~", "─": "-"})
 DIM, STRONG, GOOD, BAD = "dim", "bold", "green", "bold red"
 
 
 def show(record: RunRecord, console: Console) -> None:
     """Prints the record to `console`; characters that its encoding lacks are replaced, never fatal."""
-    if _unicode(console):
-        console.print(_page(record, console.width))
+    if console.encoding.lower().replace("-", "").startswith("utf"):
+        console.print(_page(record, console.width), crop=False)
         return
-    plain = text(record, console.width).encode(console.encoding, "replace").decode(console.encoding)
-    console.print(Text(plain.replace("?", "?")), soft_wrap=True)
+    plain = text(record, console.width).translate(_PLAIN)
+    console.print(Text(plain.encode(console.encoding, "replace").decode(console.encoding)), soft_wrap=True)
 
 
 def text(record: RunRecord, width: int = 100) -> str:
     """The same as plain text of `width` columns, without colour: report.txt."""
-    console = Console(
-        file=StringIO(),
-        width=width,
-        color_system=None,
-        force_terminal=False,
-        force_jupyter=False,
-        _environ={},
-    )
-    console.print(_page(record, width))
-    assert isinstance(console.file, StringIO)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
-
-
-def _unicode(console: Console) -> bool:
-    return console.encoding.lower().replace("-", "").startswith("utf")
+    stream = StringIO()
+    # _environ: nothing of the caller's terminal (COLUMNS, FORCE_COLOR) may change the file.
+    console = Console(file=stream, width=width, color_system=None, force_terminal=False, _environ={})
+    console.print(_page(record, width), crop=False)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
 def _page(record: RunRecord, width: int) -> RenderableType:
@@ -53,10 +43,12 @@ def _page(record: RunRecord, width: int) -> RenderableType:
     sections = [
         _title(record),
         _headline(record),
-        _subjects(record, summary.QUALITY, "Quality"),
-        _subjects(record, summary.SPEED, "Speed"),
+        _subjects(record, (*summary.QUALITY, *summary.other_names(record)), "Quality", width),
+        _subjects(record, summary.SPEED, "Speed", width),
+        Text(f"\n{summary.basis(record)}", style=DIM) if _many(record) else None,
         _roles(record, width),
         _worst(record, width),
+        _fallbacks(record),
         _verified(record),
         _notes(record),
         _stages(record),
@@ -91,22 +83,22 @@ def _headline(record: RunRecord) -> RenderableType | None:
     if not figures or _many(record):
         return None
     table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style=DIM, no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(justify="left", no_wrap=True)
-    table.add_column(style=DIM)
+    for style, justify in ((DIM, "left"), ("", "right"), ("", "left"), ("", "left"), (DIM, "left")):
+        table.add_column(style=style, justify=justify, no_wrap=style == "")  # type: ignore[arg-type]
     for figure in figures:
         style = STRONG if figure.good is None else (GOOD if figure.good else BAD)
-        arrow = "→" if figure.before else ""
+        value = Text(figure.value, style=style)
+        if figure.unit:
+            value.append(f" {figure.unit}", style=DIM)
         table.add_row(
             Text(figure.label),
             Text(figure.before),
-            Text(arrow),
-            Text(figure.value, style=style),
+            Text("→" if figure.before else ""),
+            value,
             Text(figure.note),
         )
-    return Group(Text(), table)
+    basis = summary.basis(record)
+    return Group(Text(), table, *([Text(basis, style=DIM)] if basis else []))
 
 
 def _many(record: RunRecord) -> bool:
@@ -122,40 +114,41 @@ def _table(*columns: tuple[str, bool]) -> Table:
     return table
 
 
-def _subjects(record: RunRecord, names: tuple[str, ...], title: str) -> RenderableType | None:
+def _subjects(record: RunRecord, names: tuple[str, ...], title: str, width: int) -> RenderableType | None:
     """Subjects down, measurements across, the interval below the value."""
     present = summary.names_present(record, names)
     if not _many(record) or not present:
         return None
-    table = _table(("model", False), *((_heading(record, name), True) for name in present))
+    table = _table(
+        ("model", False), *((_HEADINGS.get(name, words.clean(name, 16)), True) for name in present)
+    )
+    room = 15 if width < 116 else 30
+    table.columns[0].no_wrap, table.columns[0].min_width = True, room
+    table.padding = (0, 1, 0, 0) if width < 116 else (0, 3, 0, 0)
+    short = summary.short_names(record, room)
     for subject in summary.subjects(record):
         cells = []
         for name in present:
             found = summary.find(record, subject, name)
-            value = words.amount(name, found.median, found.unit) if found else words.MISSING
-            cell = Text(value)
+            cell = Text(words.amount(name, found.median, found.unit) if found else words.MISSING)
             if bounds := words.interval(found):
                 cell.append(f"\n{bounds}", style=DIM)
             cells.append(cell)
-        table.add_row(Text(words.short(subject, 24)), *cells)
-    return _section(f"{title}, with 95 % intervals", table)
+        table.add_row(Text(short[subject]), *cells)
+    return _section(title, table)
 
 
-_SHORT_HEADINGS = {
-    "bits_per_weight": "bits/weight",
-    "kl": "KL (nats)",
+_HEADINGS = {
+    "bytes": "size",
+    "bits_per_weight": "bits/w",
+    "kl": "KL, nats",
     "top1_agreement": "top-1",
     "hidden_cosine": "cosine",
     "prefill_tokens_per_s": "prefill tok/s",
     "decode_tokens_per_s": "decode tok/s",
     "latency_ms": "latency ms",
     "peak_rss_bytes": "peak memory",
-    "bytes": "size",
 }
-
-
-def _heading(record: RunRecord, name: str) -> str:
-    return _SHORT_HEADINGS.get(name, name)
 
 
 def _roles(record: RunRecord, width: int) -> RenderableType | None:
@@ -164,14 +157,25 @@ def _roles(record: RunRecord, width: int) -> RenderableType | None:
         return None
     error = summary.error_name(record.layers)
     table = _table(
-        ("role", False), ("layers", True), ("bits/weight", True), ("before", True), ("after", True),
-        (f"{error}", True), ("worst", True), *((("scheme", False),) if width >= 96 else ()),
-    )  # fmt: skip
+        ("role", False),
+        ("layers", True),
+        ("bits/weight", True),
+        ("before", True),
+        ("after", True),
+        (f"{error}", True),
+        ("worst", True),
+        *((("scheme", False),) if width >= 96 else ()),
+    )
     for row in rows:
         cells = [
-            words.clean(row.role, 18), f"{row.layers:,}", words.number(row.bits, 3), words.size(row.bytes_before),
-            words.size(row.bytes_after), words.percent(row.error), words.percent(row.worst),
-        ]  # fmt: skip
+            words.clean(row.role, 18),
+            f"{row.layers:,}",
+            words.number(row.bits, 3),
+            words.size(row.bytes_before),
+            words.size(row.bytes_after),
+            words.percent(row.error),
+            words.percent(row.worst),
+        ]
         if width >= 96:
             more = f" +{len(row.schemes) - 1}" if len(row.schemes) > 1 else ""
             cells.append(words.clean(row.schemes[0], 20) + more)
@@ -180,23 +184,48 @@ def _roles(record: RunRecord, width: int) -> RenderableType | None:
 
 
 def _worst(record: RunRecord, width: int) -> RenderableType | None:
+    """The five worst layers; in a narrow terminal the reason goes below the name."""
     layers = summary.worst(record)
     if not layers:
         return None
+    wide = width >= 116
     table = _table(
-        (summary.error_name(record.layers), True), ("layer", False), ("scheme", False), ("why", False)
+        (summary.error_name(record.layers), True),
+        ("layer", False),
+        ("scheme", False),
+        *(_WHY if wide else ()),
     )
+    table.columns[2].no_wrap = True
     for layer in layers:
-        style = "yellow" if layer.fallback else DIM
-        table.add_row(
-            Text(words.percent(summary.error_of(layer))),
-            Text(words.clean(layer.layer, 60)),
-            Text(words.clean(layer.scheme, 20)),
-            Text(words.clean(summary.why(layer), 160), style=style),
-        )
-    fallbacks = sum(layer.fallback is not None for layer in record.layers)
-    said = f"; {words.plural(fallbacks, 'layer')} could not be done as planned" if fallbacks else ""
-    return _section(f"Worst layers{said}", table)
+        why = Text(words.clean(summary.why(layer), 160), style="yellow" if layer.fallback else DIM)
+        name = Text(words.clean(layer.layer, 60))
+        cells = [Text(words.percent(summary.error_of(layer))), name, Text(words.clean(layer.scheme, 20))]
+        if wide:
+            cells.append(why)
+        else:
+            name.append("\n").append_text(why)
+        table.add_row(*cells)
+    return _section("Worst layers", table)
+
+
+_WHY = (("why", False),)
+
+
+def _fallbacks(record: RunRecord) -> RenderableType | None:
+    """What could not be done as planned, each sentence once."""
+    groups: dict[str, list[str]] = {}
+    for layer in record.layers:
+        if layer.fallback is not None:
+            groups.setdefault(words.clean(layer.fallback, 240), []).append(layer.layer)
+    if not groups:
+        return None
+    lines = []
+    for said, names in list(groups.items())[:5]:
+        more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+        lines.append(Text(f"{words.clean(names[0], 80)}{more}: ").append(said, style="yellow"))
+    if len(groups) > 5:
+        lines.append(Text(f"and {len(groups) - 5} other sentences in record.json", style=DIM))
+    return _section("Not done as planned", Group(*lines))
 
 
 def _verified(record: RunRecord) -> RenderableType | None:
@@ -234,10 +263,11 @@ def _stages(record: RunRecord) -> RenderableType | None:
 
 
 def _next(record: RunRecord) -> RenderableType:
+    """Commands are never wrapped by us: a terminal that wraps them still copies them whole."""
     lines: list[RenderableType] = []
     for step in summary.next_steps(record):
+        lines.append(Text(f"{step.what}:", style=DIM))
         lines += [
-            Text(f"{step.what}:", style=DIM),
-            Padding(Text(step.line, style=STRONG, overflow="fold"), (0, 0, 0, 2)),
+            Text(f"  {line}", style=STRONG, no_wrap=True, overflow="ignore") for line in step.line.split("\n")
         ]
     return Group(_section("Next", Group(*lines)), Text(words.BYTES_NOTE, style=DIM))

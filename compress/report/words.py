@@ -12,6 +12,7 @@ import unicodedata
 from compress.core.types import Measurement
 
 MISSING = "–"
+TIMES = "×"
 BYTES_NOTE = "MB = 10^6 bytes; exact byte counts are in record.json"
 # Direction overrides reorder what is read; the byte-order mark and language tags are invisible.
 _REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
@@ -41,7 +42,7 @@ def clean(text: object, limit: int = 4000, lines: bool = False) -> str:
     """`text` without anything that a terminal or a browser would obey.
 
     Terminal escape sequences, control characters, direction overrides and lone surrogates go; line breaks
-    stay only when `lines` is true, as `\\n`. Longer than `limit` characters: the end is cut and says so with `…`.
+    stay only when `lines` is true, as `\\n`. More than `limit` characters: the end is cut, marked with `…`.
     """
     raw = _BREAKS.sub("\n", _ESCAPE_SEQUENCE.sub("", str(text)[: 4 * limit]))
     kept = []
@@ -62,12 +63,33 @@ def clean(text: object, limit: int = 4000, lines: bool = False) -> str:
 
 def short(name: object, limit: int = 28) -> str:
     """What a chart or a narrow table calls a subject: the last part of its path, the middle cut when long."""
+    return middle_cut(_tail(name, 1), limit)
+
+
+def distinct(names: list[str], limit: int) -> dict[str, str]:
+    """A short form of each name, unlike all others: as much of the path as that takes, else a number."""
+    shorts: dict[str, str] = {}
+    for depth in range(1, 5):
+        shorts = {name: middle_cut(_tail(name, depth), limit) for name in names}
+        if len(set(shorts.values())) == len(shorts):
+            return shorts
+    marked = {name: f" {i}" for i, name in enumerate(shorts, 1)}
+    return {name: middle_cut(_tail(name, 1), limit - len(marked[name])) + marked[name] for name in shorts}
+
+
+def middle_cut(text: str, limit: int) -> str:
+    """`text` in at most `limit` characters, the middle replaced by `…`; names mostly differ at their ends."""
+    if len(text) <= limit:
+        return text
+    head = (limit - 1) // 3
+    return f"{text[:head]}…{text[len(text) - (limit - 1 - head) :]}"
+
+
+def _tail(name: object, depth: int) -> str:
+    """The last `depth` parts of a path."""
     text = clean(name).strip()
-    last = re.split(r"[/\\]", text.rstrip("/\\"))[-1] or text or "unnamed"
-    if len(last) <= limit:
-        return last
-    head = (limit - 1) // 2
-    return f"{last[:head]}…{last[len(last) - (limit - 1 - head) :]}"
+    parts = [part for part in re.split(r"[/\\]", text) if part]
+    return "/".join(parts[-depth:]) or text or "unnamed"
 
 
 def finite(value: float | None) -> bool:
@@ -184,7 +206,7 @@ def unit_of(measurement: Measurement) -> str:
         "hidden_cosine",
     ):
         return ""
-    return clean(measurement.unit, 24).replace("nats/token", "nats per token")
+    return clean(measurement.unit, 24)
 
 
 def shown(measurement: Measurement | None) -> str:
@@ -202,8 +224,9 @@ def interval(measurement: Measurement | None) -> str:
         return ""
     low, high = (amount(measurement.name, x, measurement.unit) for x in (measurement.low, measurement.high))
     tail = low.rpartition(" ")[2]
-    if not tail[:1].isdigit() and high.endswith(f" {tail}"):  # one unit is enough
+    if not tail[:1].isdigit() and high.endswith(f" {tail}"):  # one unit is enough, and a share's is beside it
         low = low[: -len(tail) - 1]
+        high = high.removesuffix(" %")
     return f"[{low}, {high}]"
 
 
