@@ -28,6 +28,11 @@ def run_bench(settings: BenchSettings, progress: Progress) -> tuple[list[Measure
     kinds = _describe(settings, progress)
     notes = _notes(kinds)
     measurements = [m for d in kinds for m in _sizes(d, kinds[0].parameters, settings)]
+    if deaf := [d.subject for d in kinds if not d.reads_text]:
+        return measurements, [
+            *notes,
+            f"{', '.join(deaf)}: token ids are not its input; only sizes were measured",
+        ]
     if settings.latency:
         measurements += measure_latency(settings, kinds, notes, progress)
     if settings.quality:

@@ -38,7 +38,8 @@ class Description:
     """What a subject is, from its config alone.
 
     kind: `decoder`, `encoder` or `encoder-decoder`. parameters: of the uncompressed architecture, shared
-    ones once. positions: the longest input, None where the config sets none. quantized: quant_method or None.
+    ones once. positions: the longest input, None where the config sets none. quantized: quant_method or
+    None. reads_text: it takes token ids (whisper does not, and then only its size can be measured).
     """
 
     subject: str
@@ -48,6 +49,7 @@ class Description:
     parameters: int
     positions: int | None
     quantized: str | None
+    reads_text: bool
 
 
 def describe(subject: str, settings: WorkerSettings) -> Description:
@@ -161,10 +163,6 @@ class Subject:
 
     def _inputs(self, ids: Tensor) -> dict[str, Tensor]:
         if self.description.kind == ENCODER_DECODER:
-            if "input_ids" not in self.accepted:
-                raise ModelError(
-                    f"{self.found.name} does not read token ids; only text models can be measured"
-                )
             return {"input_ids": ids, "decoder_input_ids": ids}
         return {"input_ids": ids}
 
@@ -174,6 +172,8 @@ class Subject:
 
     def _check(self, ids: Sequence[int]) -> None:
         size, most = len(ids), self.description.positions
+        if not self.description.reads_text:
+            raise ModelError(f"{self.found.name} does not read token ids; only text models can be measured")
         if not size:
             raise InputError(f"{self.found.name} was given no token; give at least one")
         if most is not None and size > most:
@@ -270,25 +270,34 @@ def _description(found: Located, config: Any, settings: WorkerSettings) -> Descr
         quantization = quantization.to_dict()
     method = quantization.get("quant_method")
     positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    model = _skeleton(config, kind, settings)
     return Description(
         found.name,
         kind,
         (getattr(config, "architectures", None) or [type(config).__name__])[0],
         int(getattr(text, "vocab_size", 0) or 0),
-        _parameters(config, kind, settings),
-        int(positions) if isinstance(positions, int) and positions > 0 else None,
+        sum(parameter.numel() for parameter in model.parameters()),
+        positions - _first_position(model) if isinstance(positions, int) and positions > 0 else None,
         str(getattr(method, "value", method)) if method else None,
+        "input_ids" in inspect.signature(model.forward).parameters,
     )
 
 
-def _parameters(config: Any, kind: str, settings: WorkerSettings) -> int:
-    """Parameters of the dense architecture, counted without allocating one."""
+def _first_position(model: Any) -> int:
+    """The position of the first token: roberta and its kin start after the padding row, others at 0."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(module.padding_idx) + 1
+    return 0
+
+
+def _skeleton(config: Any, kind: str, settings: WorkerSettings) -> Any:
+    """The dense architecture on the meta device: nothing is allocated."""
     try:
         with torch.device("meta"):
-            model = _auto_class(kind).from_config(config, trust_remote_code=settings.trust_remote_code)
+            return _auto_class(kind).from_config(config, trust_remote_code=settings.trust_remote_code)
     except Exception as error:
         raise _cannot_open(config.name_or_path or config.model_type, error) from None
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _load(found: Located, config: Any, kind: str, settings: WorkerSettings) -> Any:
@@ -307,8 +316,14 @@ def _load(found: Located, config: Any, kind: str, settings: WorkerSettings) -> A
         raise
     except Exception as error:
         raise _cannot_open(found.name, error) from None
-    # a pooler is not part of last_hidden_state, and checkpoints with another head do not have one
-    missing = sorted(key for key in info["missing_keys"] if kind == DECODER or "pooler" not in key)
+    # a pooler is not part of last_hidden_state, and checkpoints with another head do not have one;
+    # sinusoidal positions are computed, and not every architecture saves them
+    missing = sorted(
+        key
+        for key in info["missing_keys"]
+        if (kind == DECODER or "pooler" not in key)
+        and "Sinusoidal" not in type(model.get_submodule(key.rpartition(".")[0])).__name__
+    )
     if missing:
         raise ModelError(
             f"{found.name} lacks {len(missing)} weights ({', '.join(missing[:3])}), which transformers would "
