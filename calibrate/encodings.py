@@ -28,6 +28,7 @@ WESTERN = "cp1252"
 MAX_CHAOS = 0.1  # charset-normalizer's measure of mess, 0 to 1
 CLOSE = 0.02  # two readings closer than this in mess and in coherence cannot be told apart
 MIN_FOREIGN = 8  # fewer bytes outside ASCII than this say nothing about a multi-byte encoding
+KANA = re.compile("[\u3041-\u30fa]")  # every Japanese sentence has some, a wrong reading has next to none
 BAD_BYTE = re.compile("[\udc80-\udcff]")
 MULTIBYTE = re.compile("[^\x00-\x7f\udc80-\udcff]")
 
@@ -100,5 +101,11 @@ def _detect(raw: bytes, name: str) -> tuple[str, str]:
     return _newlines(raw.decode(encoding)), encoding
 
 
+def _kana(text: str) -> float:
+    return len(KANA.findall(text)) / max(len(text), 1)
+
+
 def _close(one: CharsetMatch, other: CharsetMatch) -> bool:
+    if _kana(str(other)) > 0.1 > 5 * _kana(str(one)):
+        return False
     return abs(one.chaos - other.chaos) < CLOSE and abs(one.coherence - other.coherence) < CLOSE

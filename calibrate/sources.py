@@ -257,7 +257,7 @@ def _built_in() -> Corpus:
 
 
 def _prose(text: str) -> str:
-    """Without the underlines of titles, the marks of emphasis, and runs of blank lines."""
-    text = re.sub(r"^[ \t]*([*=\-~^#+\"'])\1{2,}[ \t]*$\n?", "", text, flags=re.M)
+    """Without the underlines of titles, rules of tables, marks of emphasis, runs of blank lines."""
+    text = re.sub(r"^[ \t]*[+|]?([*=\-~^#+\"'])\1{2,}[-=+| \t]*$\n?", "", text, flags=re.M)
     text = re.sub(r"(?<![\w*])\*{1,2}(\w[\w .,-]*?)\*{1,2}(?![\w*])", r"\1", text)
     return re.sub(r"\n{3,}", "\n\n", text).strip()
