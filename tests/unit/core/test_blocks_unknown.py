@@ -81,7 +81,7 @@ class HelperList(Odd):
     """Beside the blocks a list of plain linears and a list of tiny modules: neither is a stack."""
 
     def fill(self, width: int) -> None:
-        self.helpers = nn.ModuleList(nn.Linear(width, width) for _ in range(4))
+        self.helpers = nn.ModuleList(nn.Linear(8 * width, 8 * width) for _ in range(4))
         self.layers = nn.ModuleList(OddBlock(8 * width) for _ in range(2))
         self.probes = nn.ModuleList(OddBlock(2) for _ in range(2))
 
@@ -121,6 +121,25 @@ class SquareExperts(Odd):
 
 class SquareTransposed(SquareExperts):
     transposed = True
+
+
+class ListOfLists(Odd):
+    """Stages of blocks, as in funnel: the outer list's elements are lists, which nobody can call."""
+
+    def fill(self, width: int) -> None:
+        self.stages = nn.ModuleList(nn.ModuleList(OddBlock(width) for _ in range(2)) for _ in range(2))
+
+
+class OtherInputs(Odd):
+    """Queries from one input, keys and values from a wider one: nothing that a server could fuse."""
+
+    def fill(self, width: int) -> None:
+        layer = nn.Module()
+        for name, wide in (("q_proj", 1), ("k_proj", 2), ("v_proj", 2)):
+            layer.add_module(name, nn.Linear(wide * width, width))
+        holder = nn.Module()
+        holder.add_module("self_attn", layer)
+        self.layers = nn.ModuleList([holder])
 
 
 class NothingToDo(Odd):
@@ -194,6 +213,19 @@ def test_square_experts_lie_as_the_module_says(kind: type[Odd], container: str) 
     unclear = "the shapes of layers.*.experts.up_proj do not tell rows from columns"
     assert found.generic is not None
     assert (unclear in found.generic) is (container == "experts")
+
+
+def test_a_list_of_lists_is_looked_into() -> None:
+    found = odd(ListOfLists)
+    assert [(b.name, b.stack) for b in found.blocks] == [
+        (f"stages.{i}.{j}", f"stages.{i}") for i in range(2) for j in range(2)
+    ]
+
+
+def test_layers_that_read_different_inputs_are_not_fused() -> None:
+    found = odd(OtherInputs)
+    assert [layer.role for layer in found.layers] == ["q_proj", "k_proj", "v_proj"]
+    assert {layer.fused_with for layer in found.layers} == {()}
 
 
 def test_matrices_outside_linear_layers_are_named() -> None:
