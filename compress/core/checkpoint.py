@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from compress.core.errors import ModelError
 from compress.core.safetensors_file import TensorEntry, read_header, read_tensor
+from compress.core.types import LayerRef
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -86,23 +87,31 @@ class Checkpoint:
         tensor = made[param]
         return tensor[0] if isinstance(tensor, list) else tensor
 
-    def fill(self, module: nn.Module, prefix: str, dtype: torch.dtype = torch.float32) -> None:
-        """Materialise every parameter below `module` (module path `prefix`) in `dtype`."""
+    def fill(self, prefix: str, dtype: torch.dtype = torch.float32) -> None:
+        """Materialise every parameter and stored buffer of the module at path `prefix`; floats in `dtype`."""
+        module = self.model.get_submodule(prefix)
         for name, parameter in list(module.named_parameters()):
             if parameter.is_meta:
-                full = f"{prefix}.{name}" if prefix else name
-                set_parameter(module, name, self.load(full).to(dtype))
+                set_parameter(module, name, self.load(f"{prefix}.{name}").to(dtype))
+        self.fill_buffers(f"{prefix}.")
 
-    def fill_outside(self, blocks: Iterable[str], dtype: torch.dtype = torch.float32) -> list[str]:
-        """Materialise every parameter that is in none of the modules `blocks`; returns their names, ties once."""
+    def fill_buffers(self, prefix: str = "", without: tuple[str, ...] = ()) -> None:
+        """Load the stored buffers whose names begin with `prefix` and with none of `without`."""
+        for name in self.buffers(prefix, without):
+            buffer = self.model.get_buffer(name)
+            stored = read_tensor(self.entries[self.sources[name].keys[0]])
+            if stored.shape == buffer.shape:
+                buffer.copy_(stored)
+
+    def buffers(self, prefix: str = "", without: tuple[str, ...] = ()) -> list[str]:
+        """Names of the buffers that the checkpoint stores."""
+        names = [name for name, _ in self.model.named_buffers() if name in self.sources]
+        return [name for name in names if name.startswith(prefix) and not (without and name.startswith(without))]
+
+    def outside(self, blocks: Iterable[str]) -> list[str]:
+        """Names of the parameters that are in none of the modules `blocks`; tied ones once."""
         inside = tuple(f"{name}." for name in blocks)
-        names = [n for n, _ in self.model.named_parameters() if not n.startswith(inside)]
-        for name in names:
-            fill_tied(self.model, name, self.load(name).to(dtype))
-        for name, buffer in self.model.named_buffers():
-            if name in self.entries and not name.startswith(inside):
-                buffer.copy_(read_tensor(self.entries[name]))
-        return names
+        return [n for n, _ in self.model.named_parameters() if not n.startswith(inside)]
 
     def _check_complete(self) -> None:
         missing = [n for n, _ in self.model.named_parameters() if n not in self.sources]
@@ -173,6 +182,8 @@ def build_skeleton(config: Any, folder: Path, trust_remote_code: bool = False) -
         model: nn.Module = _model_class(config, folder, trust_remote_code)(config)
     model.tie_weights()
     model.requires_grad_(False)
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # a loop over experts: their inputs can be seen
     return model.eval()
 
 
@@ -277,3 +288,23 @@ def empty(module: nn.Module) -> None:
     """Give the memory of every parameter of a module back."""
     for name, parameter in list(module.named_parameters()):
         set_parameter(module, name, torch.empty(parameter.shape, dtype=parameter.dtype, device="meta"))
+
+
+def disk_parts(layer: LayerRef, source: ParamSource) -> list[tuple[str, int, int]] | None:
+    """Where a layer's rows live on disk: (checkpoint key, first row, last row + 1). None when they cannot be told.
+
+    A plain weight is one key. An expert of a fused parameter is spread over as many keys as its converter
+    concatenates (w1 and w3 of mixtral), the e-th of each kind.
+    """
+    rows = layer.shape[0]
+    if source.converter is None:
+        return [(source.keys[0], 0, rows)] if layer.expert is None else None
+    operations = [type(op).__name__ for op in source.converter.operations]
+    if layer.expert is None or operations not in (["MergeModulelist"], ["MergeModulelist", "Concatenate"]):
+        return None
+    assert source.pattern_of is not None
+    by_pattern: dict[str, list[str]] = {pattern: [] for pattern in source.converter.source_patterns}
+    for key in source.keys:
+        by_pattern[source.pattern_of[key]].append(key)
+    step = rows // len(by_pattern)
+    return [(keys[layer.expert], n * step, (n + 1) * step) for n, keys in enumerate(by_pattern.values())]

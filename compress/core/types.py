@@ -27,7 +27,9 @@ class Scheme:
 
     kind `int`: codes of `bits` bits; one scale (and, unless symmetric, one integer zero) per group of
     `group_size` inputs, -1 for the whole row. kind `dense`: the weight itself in `scale_dtype`.
-    `scale_dtype` is the dtype on disk; codes are solved against scales already rounded to it.
+    `scale_dtype` is the dtype on disk, `scale_bits` how many significant bits of it are used (0: all); codes are
+    solved against scales already rounded to that grid. With `scale_bits` + `bits` at most the significand of
+    `scale_dtype`, every product of code and scale is exact in that dtype, so no server can round it.
     """
 
     kind: Literal["int", "dense"] = "int"
@@ -35,6 +37,7 @@ class Scheme:
     group_size: int = -1
     symmetric: bool = False
     scale_dtype: str = "bfloat16"
+    scale_bits: int = 0
 
     def __post_init__(self) -> None:
         if self.scale_dtype not in DTYPE_BITS:

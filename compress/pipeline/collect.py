@@ -20,6 +20,10 @@ class Collector(Protocol):
     def add(self, x: Tensor) -> None:
         """Take tokens (..., I)."""
 
+    @property
+    def finite(self) -> bool:
+        """False when an input was NaN or Inf."""
+
     def stats(self) -> LayerStats:
         """What was gathered."""
 
@@ -44,20 +48,21 @@ class Collecting:
         """Take the input of a layer; of fused layers only the first is counted."""
         if self._owner[layer.name] != layer.name:
             return
-        if not bool(torch.isfinite(x).all()):
+        self._by_layer[layer.name].add(x)
+
+    def take(self, layer: LayerRef) -> LayerStats:
+        """The statistics of a layer's input. Raises ModelError when an input was NaN or Inf."""
+        collector = self._by_layer[self._owner[layer.name]]
+        if not collector.finite:
             raise ModelError(
                 f"the input of {layer.name} (block {self.block.index}) holds NaN or Inf values; "
                 "the model overflows on this text, or its weights are broken"
             )
-        self._by_layer[layer.name].add(x)
+        return collector.stats()
 
-    def take(self, layer: LayerRef) -> LayerStats:
-        """The statistics of a layer's input."""
-        return self._by_layer[self._owner[layer.name]].stats()
-
-    def owner(self, layer: LayerRef) -> str:
-        """The layer whose input this layer shares (itself, unless fused)."""
-        return self._owner[layer.name]
+    def drop(self, layer: LayerRef) -> None:
+        """Give the memory of a layer's statistics back."""
+        del self._by_layer[self._owner[layer.name]]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,31 +22,43 @@ def storage_dtype(recipe: Recipe, stored: torch.dtype) -> str:
     return "float16" if stored == torch.float16 else "bfloat16"
 
 
-def make_plan(recipe: Recipe, structure: Structure, caps: FormatCaps, refuses: Refuses, dtype: str) -> Plan:
-    """A plan for every weight matrix of the model. Raises RecipeError for a scheme that its layers cannot hold.
+@dataclass(frozen=True)
+class Rules:
+    """What the artifact's format asks of a plan: its caps, the grid of its scales, and which layers it refuses."""
 
-    dtype: of kept weights. The scale dtype follows recipe.scale_dtype; `auto` is bfloat16, which every server's
-    float dtype holds without rounding.
+    caps: FormatCaps
+    scale_grid: Callable[[int, bool], tuple[str, int]]
+    refuses: Refuses
+
+    def scheme(self, bits: int, group: int, symmetric: bool) -> Scheme:
+        """An integer scheme with scales as the format stores them."""
+        return Scheme("int", bits, group, symmetric, *self.scale_grid(bits, symmetric))
+
+
+def make_plan(recipe: Recipe, structure: Structure, rules: Rules, dtype: str) -> Plan:
+    """A plan for every weight matrix of the model; kept ones in `dtype`.
+
+    Raises RecipeError for a scheme that its layers cannot hold.
     """
     layers = structure.layers
     if not layers:
         raise RecipeError(f"{structure.architecture} has no linear layer inside blocks; there is nothing to quantize")
-    scale_dtype = "bfloat16" if recipe.scale_dtype == "auto" else recipe.scale_dtype
-    symmetric, notes = recipe.symmetric, []
-    if not symmetric and any(layer.container == "experts" for layer in layers) and "experts" in caps.symmetric_only:
+    notes = []
+    symmetric = recipe.bits == 8 if recipe.symmetric is None else recipe.symmetric
+    if not symmetric and any(layer.container == "experts" for layer in layers) and "experts" in rules.caps.symmetric_only:
         symmetric = True
         notes.append("symmetric codes: servers decode packed experts without zero points only")
-    group, why = choose_group(recipe.group_size, layers, caps)
-    body = Scheme("int", recipe.bits, group, symmetric, scale_dtype)
+    group, why = choose_group(recipe.group_size, layers, rules.caps)
+    body = rules.scheme(recipe.bits, group, symmetric)
     plans: dict[str, LayerPlan] = {}
     for layer in layers:
         plans[layer.name] = LayerPlan(layer.name, body, recipe.method, why, dict(recipe.options))
-    for plan in _outside(recipe, structure, dtype, scale_dtype):
+    for plan in _outside(recipe, structure, dtype, rules.scheme(8, -1, True)):
         plans[plan.layer] = plan
     schemes = frozenset(plan.scheme for plan in plans.values() if plan.scheme.kind == "int")
     refused: dict[str, list[str]] = {}
     for layer in all_layers(structure):
-        because = refuses(layer, plans[layer.name].scheme, schemes if layer.block < 0 else frozenset({body}))
+        because = rules.refuses(layer, plans[layer.name].scheme, schemes if layer.block < 0 else frozenset({body}))
         if because:
             refused.setdefault(because, []).append(layer.name)
             plans[layer.name] = _beside(plans[layer.name], because)
@@ -83,9 +96,8 @@ def choose_group(wanted: int | str, layers: tuple[LayerRef, ...], caps: FormatCa
     return -1, f"no group of {', '.join(map(str, caps.auto_groups))} divides every input ({shown}): whole rows"
 
 
-def _outside(recipe: Recipe, structure: Structure, dtype: str, scale_dtype: str) -> list[LayerPlan]:
+def _outside(recipe: Recipe, structure: Structure, dtype: str, int8: Scheme) -> list[LayerPlan]:
     dense = Scheme("dense", torch.finfo(getattr(torch, dtype)).bits, -1, True, dtype)
-    int8 = Scheme("int", 8, -1, True, scale_dtype)
     plans = []
     for layer in structure.outside:
         plans.append(LayerPlan(layer.name, dense, "keep", "outside the blocks: kept"))

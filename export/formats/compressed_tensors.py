@@ -37,6 +37,19 @@ class Format:
 
     caps: FormatCaps = CAPS
 
+    def scale_grid(self, bits: int, symmetric: bool) -> tuple[str, int]:
+        """(dtype, significant bits) of scales for codes of `bits` bits.
+
+        transformers multiplies codes and scales in the dtype of the stored scales when it dequantizes. Scales of
+        11 - bits significant bits make that product exact in float16 (11 bits) and survive a cast to bfloat16 (8),
+        which is what vLLM does with them; codes are solved against the rounded scale, so nothing is lost twice.
+        Eight-bit codes leave too few bits for that: symmetric ones are multiplied in the model's dtype and take
+        bfloat16, asymmetric ones float32.
+        """
+        if bits < 8:
+            return "float16", min(8, 11 - bits)
+        return ("bfloat16", 0) if symmetric else ("float32", 0)
+
     def refuses(self, layer: LayerRef, scheme: Scheme, schemes: frozenset[Scheme]) -> str | None:
         """Why `layer` cannot be packed with `scheme` in a model that uses `schemes`; None when it can."""
         if scheme.kind == "dense":

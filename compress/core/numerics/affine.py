@@ -6,6 +6,8 @@ shorter when g does not divide I. Everything here is pure: inputs are read, neve
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -41,8 +43,10 @@ def per_column(per_group: Tensor, in_features: int, scheme: Scheme) -> Tensor:
     return per_group.repeat_interleave(size, dim=1)[:, :in_features]
 
 
-def round_to_storage(scale: Tensor, dtype_name: str) -> Tensor:
+def round_to_storage(scale: Tensor, dtype_name: str, bits: int = 0) -> Tensor:
     """`scale` (any shape, float32, >= 0) rounded to the nearest value of `dtype_name`, returned as float32.
+
+    bits: significant bits that may be used, 0 for all the dtype has.
 
     What would become 0 is the dtype's smallest usable value instead (smallest normal; float16, whose normals
     end at 6e-5, may use its subnormals), and what would become inf is its largest finite value: a scale can
@@ -52,7 +56,12 @@ def round_to_storage(scale: Tensor, dtype_name: str) -> Tensor:
     dtype = torch_dtype(dtype_name)
     info = torch.finfo(dtype)
     low = info.smallest_normal * info.eps if dtype is torch.float16 else info.smallest_normal
-    return scale.clamp(low, info.max).to(dtype).to(torch.float32)
+    if bits:
+        mantissa, exponent = torch.frexp(scale.clamp(low, info.max))
+        scale = torch.ldexp((mantissa * 2**bits).round_() / 2**bits, exponent)
+    # the largest value of `bits` bits is below the dtype's largest
+    high = info.max if not bits else math.ldexp(1 - 2.0**-bits, math.frexp(info.max)[1])
+    return scale.clamp(low, high).to(dtype).to(torch.float32)
 
 
 def quantize_codes(weight: Tensor, scale: Tensor, zero: Tensor | None, scheme: Scheme) -> Tensor:
@@ -79,7 +88,7 @@ def dequantize(q: QTensor) -> Tensor:
 def require_codes(weight: Tensor, scheme: Scheme) -> None:
     """Refuse what no method can turn into codes.
 
-    Raises RecipeError unless `scheme` is of kind `int`, ModelError unless `weight` is (O, I), not empty, finite.
+    Raises RecipeError unless `scheme` is of kind `int`, ModelError unless `weight` is (O, I) and finite.
     """
     if scheme.kind != "int":
         raise RecipeError(
@@ -94,5 +103,5 @@ def require_codes(weight: Tensor, scheme: Scheme) -> None:
         row, col = (int(i) for i in (~finite).nonzero()[0])
         bad = float(weight[row, col])
         raise ModelError(
-            f"weight holds {bad} at row {row}, column {col}; every value must be finite: repair the checkpoint"
+            f"weight holds {bad} at row {row}, column {col}; all must be finite; repair the checkpoint"
         )

@@ -1,4 +1,4 @@
-"""Where the scales and zeros of a group go: from its minimum and maximum, or searched for the least squared error.
+"""Where the scales and zeros of a group go: from its minimum and maximum, or searched for least squared error.
 
 A searched grid is the min-max grid shrunk by the factor that leaves the least error: a few clipped weights
 for finer steps everywhere else. Every candidate is judged on the scale as it will be stored.
@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compress.core.errors import RecipeError
 from compress.core.numerics.affine import quantize_codes, round_to_storage, symmetric_zero, to_groups
 from compress.core.types import QTensor, Scheme
 
 # big enough to hide the cost of a call, small enough for a few temporaries to stay in a shared cache
 _CHUNK = 1 << 18
+_AROUND = (0.95, 1.0, 1.05)
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,19 @@ class Grid:
 
 @dataclass(frozen=True)
 class Search:
-    """Shrink factors tried: `steps` of them, evenly from 1 to `shrink`; asymmetric also moves the zero by `shift` codes each way."""
+    """What is tried in each group: `steps` shrink factors, evenly from 1 to `shrink`; then, when there are zeros
+    to move, the zero one code down and up with three factors around the best. steps 1 is min-max."""
 
     steps: int = 40
     shrink: float = 0.4
-    shift: int = 1
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise RecipeError(
+                f"steps {self.steps} tries no scale; use 1 (min-max) or more, 40 is the default"
+            )
+        if not 0 < self.shrink <= 1:
+            raise RecipeError(f"shrink {self.shrink} is out of range; use a factor above 0 and up to 1")
 
 
 def minmax_grid(weight: Tensor, scheme: Scheme) -> Grid:
@@ -42,7 +52,10 @@ def minmax_grid(weight: Tensor, scheme: Scheme) -> Grid:
     An all-zero group gets scale 1: its codes mean 0 whatever it is.
     """
     scale, zero = _cover(to_groups(weight, scheme), scheme)
-    return Grid(round_to_storage(scale, scheme.scale_dtype), None if zero is None else zero.to(torch.uint8))
+    return Grid(
+        round_to_storage(scale, scheme.scale_dtype, scheme.scale_bits),
+        None if zero is None else zero.to(torch.uint8),
+    )
 
 
 def search_grid(weight: Tensor, importance: Tensor | None, scheme: Scheme, search: Search) -> Grid:
@@ -50,12 +63,12 @@ def search_grid(weight: Tensor, importance: Tensor | None, scheme: Scheme, searc
 
     weight: (O, I) float32, finite. importance: (I,) float32 >= 0, such as diag(H); None weighs all alike.
     Never worse than `minmax_grid` in that measure: factor 1 is a candidate.
-    Cost: about 8 * O * I * (steps + 8 * shift) float operations; a few temporaries of 256 Ki values.
+    Cost: about 8 * O * I * (steps + 6) float operations; a few temporaries of 256 Ki values.
     """
     groups = to_groups(weight, scheme)
     share = None if importance is None else _shares(importance, scheme)
     rows = max(1, _CHUNK // (groups.shape[1] * groups.shape[2]))
-    found = [_search_rows(chunk, share, scheme, search) for chunk in groups.split(rows)]
+    found = [_search_rows(chunk, share, scheme, search) for chunk in torch.split(groups, rows)]
     scale = torch.cat([f[0] for f in found])
     return Grid(scale, None if scheme.symmetric else torch.cat([f[1] for f in found]).to(torch.uint8))
 
@@ -77,12 +90,12 @@ def _cover(groups: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor | None]:
     # divided apart: high - low may overflow where high / steps does not
     scale = high / steps - low / steps
     scale = torch.where(scale > 0, scale, 1.0)
-    stored = round_to_storage(scale, scheme.scale_dtype)
+    stored = round_to_storage(scale, scheme.scale_dtype, scheme.scale_bits)
     return scale, (-low / stored).round_().clamp_(0, steps)
 
 
 def _shares(importance: Tensor, scheme: Scheme) -> Tensor:
-    """`importance` (I,) as (G, g), each group's largest 1, so that squares of extreme values neither vanish nor overflow."""
+    """`importance` (I,) as (G, g), each group's largest 1, so that no extreme value vanishes or overflows."""
     groups = to_groups(importance.reshape(1, -1), scheme)[0]
     peak = groups.amax(1, keepdim=True)
     return torch.where(peak > 0, groups / peak, 1.0)
@@ -96,10 +109,15 @@ def _search_rows(
     if zero is None:
         zero = torch.full_like(unit, symmetric_zero(scheme))
     trial = _Trial(groups / unit.unsqueeze(2), unit, share, scheme)
-    best = (trial.error(1.0, zero), trial.stored(1.0), zero)
-    factors = torch.linspace(1.0, search.shrink, search.steps).tolist()[1:]
-    for factor in factors:
-        best = _better(best, (trial.error(factor, zero), trial.stored(factor), zero))
+    best = trial.judge(unit, zero)
+    for factor in torch.linspace(1.0, search.shrink, search.steps).tolist()[1:]:
+        best = _better(best, trial.judge(unit * factor, zero))
+    if scheme.symmetric or search.steps == 1:
+        return best[1], best[2]
+    around, top = best[1], 2**scheme.bits - 1
+    for shift in (-1, 1):
+        for factor in _AROUND:
+            best = _better(best, trial.judge(around * factor, (zero + shift).clamp_(0, top)))
     return best[1], best[2]
 
 
@@ -116,26 +134,23 @@ def _better(
 
 
 class _Trial:
-    """Errors of candidate grids over one chunk, in units of each group's own min-max scale."""
+    """Judges candidate grids over one chunk, in units of each group's own min-max scale."""
 
     def __init__(self, ratio: Tensor, unit: Tensor, share: Tensor | None, scheme: Scheme) -> None:
         self.ratio, self.unit, self.share, self.scheme = ratio, unit, share, scheme
-        self.codes = torch.empty_like(ratio)
-        self.top = 2**scheme.bits - 1
+        self.work = torch.empty_like(ratio)
 
-    def stored(self, factor: float) -> Tensor:
-        """The scale (R, G) that `factor` stands for, as it would be stored."""
-        return round_to_storage(self.unit * factor, self.scheme.scale_dtype)
-
-    def error(self, factor: float, zero: Tensor) -> Tensor:
-        """sum of share * (w - q)^2 for each group (R, G)."""
-        step = (self.stored(factor) / self.unit).unsqueeze(2)
-        codes = torch.div(self.ratio, step, out=self.codes).round_()
+    def judge(self, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(error, scale as stored, zero), each (R, G), of a candidate; error = sum of share * (w - q)^2."""
+        stored = round_to_storage(scale, self.scheme.scale_dtype)
+        step = (stored / self.unit).unsqueeze(2)
+        top = 2**self.scheme.bits - 1
+        work = torch.div(self.ratio, step, out=self.work).round_()
         if self.scheme.symmetric:
-            codes.clamp_(-symmetric_zero(self.scheme), self.top - symmetric_zero(self.scheme))
+            work.clamp_(-symmetric_zero(self.scheme), top - symmetric_zero(self.scheme))
         else:
-            codes.clamp_(-zero.unsqueeze(2), (self.top - zero).unsqueeze(2))
-        codes.mul_(step).sub_(self.ratio).square_()
+            work.clamp_(-zero.unsqueeze(2), (top - zero).unsqueeze(2))
+        work.mul_(step).sub_(self.ratio).square_()
         if self.share is not None:
-            codes.mul_(self.share)
-        return codes.sum(2)
+            work.mul_(self.share)
+        return work.sum(2), stored, zero

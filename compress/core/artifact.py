@@ -1,0 +1,150 @@
+"""The output folder: a checkpoint that servers open as it is, plus `compress/` with where it came from."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.core.errors import ModelError, RecipeError, StorageError
+from compress.core.fingerprint import file_sha256
+from compress.core.safetensors_file import Pending, TensorEntry, atomic_write, from_entry, read_header, write_file
+
+SIDE = "compress.codes."
+OWN = "compress."
+MANIFEST = Path("compress") / "manifest.json"
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ckpt")
+_NOT_COPIED = {"config.json", "README.md", ".gitattributes", "model.safetensors.index.json"}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished output folder."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weight files."""
+        return sum(p.stat().st_size for p in self.path.glob("*.safetensors"))
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `5GB`, `500MB`, `1.5GB`, `4096`. Raises RecipeError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
+    if not match or float(match[1]) <= 0:
+        raise RecipeError(f"size {text!r} is not understood; write it like 5GB or 500MB")
+    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
+
+
+def assemble(out: Path, parts: Iterable[Path], max_shard: int) -> None:
+    """Write the final weight files from the finished pieces, one tensor in memory at a time.
+
+    Atomic file by file and repeatable: after a kill the same call ends in the same bytes.
+    """
+    weights: dict[str, TensorEntry] = {}
+    codes: dict[str, TensorEntry] = {}
+    for part in parts:
+        for name, entry in read_header(part).items():
+            if name.startswith(SIDE):
+                codes[name.removeprefix(SIDE)] = entry
+            elif not name.startswith(OWN):
+                weights[name] = entry
+    _write_sharded(out, "model", weights, max_shard)
+    if codes:
+        _write_sharded(out / "compress", "codes", codes, max_shard)
+
+
+def _write_sharded(folder: Path, stem: str, entries: dict[str, TensorEntry], max_shard: int) -> None:
+    shards: list[dict[str, Pending]] = [{}]
+    size = 0
+    for name, entry in entries.items():
+        if shards[-1] and size + entry.nbytes > max_shard:
+            shards.append({})
+            size = 0
+        shards[-1][name] = from_entry(entry)
+        size += entry.nbytes
+    if len(shards) == 1:
+        write_file(folder / f"{stem}.safetensors", shards[0])
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_file(folder / name, shard)
+        weight_map |= dict.fromkeys(shard, name)
+    total = sum(entry.nbytes for entry in entries.values())
+    write_json(
+        folder / f"{stem}.safetensors.index.json",
+        {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))},
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON atomically."""
+    atomic_write(path, [json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False).encode() + b"\n"])
+
+
+def copy_companions(source: Path, out: Path) -> list[str]:
+    """Copy everything that is no weight (tokenizer, template, generation config, pooling) byte for byte."""
+    copied = []
+    for path in sorted(source.rglob("*")):
+        relative = path.relative_to(source)
+        skip = path.suffix in _WEIGHTS or relative.name in _NOT_COPIED or relative.name.endswith(".index.json")
+        if not path.is_file() or skip or any(part.startswith(".") for part in relative.parts):
+            continue
+        try:
+            (out / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, out / relative)
+        except OSError as error:
+            raise StorageError(
+                f"{out / relative} cannot be written: {error.strerror}; free some space and run the same command again"
+            ) from None
+        copied.append(str(relative))
+    return copied
+
+
+def write_config(source: Path, out: Path, dtype: str, quantization: dict[str, Any] | None) -> None:
+    """The source's config.json with the dtype of the kept weights and how to open the packed ones."""
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config.pop("quantization_config", None)
+    config["dtype"] = dtype
+    if "torch_dtype" in config:
+        config["torch_dtype"] = dtype
+    if quantization:
+        config["quantization_config"] = quantization
+    write_json(out / "config.json", config)
+
+
+def hashes(out: Path) -> dict[str, str]:
+    """sha256 of every file of the artifact but its manifest, journal, work files and reports."""
+    own = {"manifest.json", "journal.jsonl", "record.json"}
+    files = {}
+    for path in sorted(out.rglob("*")):
+        relative = path.relative_to(out)
+        inside = relative.parts[0] == "compress"
+        if not path.is_file() or (inside and (relative.name in own or relative.parts[1] == "work")):
+            continue
+        if relative.name not in ("report.html", "report.txt") and relative.parts[0] != "exports":
+            files[str(relative)] = file_sha256(path)
+    return files
+
+
+def open_artifact(path: Path, verify: bool = True) -> Artifact:
+    """Open a finished output folder. Raises ModelError when it is none, or when a file does not have its hash."""
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        raise ModelError(f"{path} is not an artifact of compress ({MANIFEST} is missing); run compress quantize first")
+    try:
+        loaded = json.loads(manifest.read_text(encoding="utf-8"))
+        expected = dict(loaded["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelError(f"{manifest} is damaged; run compress quantize again") from None
+    for name, sha in expected.items() if verify else ():
+        if not (path / name).is_file() or file_sha256(path / name) != sha:
+            raise ModelError(f"{path / name} is missing or changed since it was written; run compress quantize again")
+    return Artifact(path, loaded)

@@ -1,0 +1,170 @@
+"""The end of a run: the artifact's README, verification, sample texts, the record and the reports."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+from compress.core.artifact import atomic_write, write_json
+from compress.core.checkpoint import Checkpoint
+from compress.core.errors import MissingExtraError, VerificationError
+from compress.core.journal import Journal
+from compress.core.types import Generation, Plan, RunRecord, Scheme, Structure, TokenSet
+from compress.measure.client import Worker
+from compress.measure.subject import WorkerSettings
+from compress.pipeline import judge
+from compress.pipeline.inputs import load_tokenizer
+from compress.pipeline.store import Store
+from compress.pipeline.stream import Report
+from compress.plan.uniform import all_layers
+from compress.recipe import Recipe
+from compress.report import html, record as records, terminal
+from export.formats.compressed_tensors import FORMAT
+from export.verify import check_stored, compare_whole
+
+WHOLE_BYTES = 600_000_000
+"""Float32 size up to which a run may load the whole model (in another process) to check it and to write samples."""
+SAMPLE_TOKENS = 48
+
+
+def finished_record(out: Path, journal: Journal) -> RunRecord | None:
+    """The record of a run that was finished before by the same command; None when there is work left."""
+    path = out / "compress" / "record.json"
+    return records.read(path) if journal.last("finished") and path.is_file() else None
+
+
+def quantization_config(checkpoint: Checkpoint, structure: Structure, plan: Plan, store: Store) -> dict[str, object] | None:
+    """The `quantization_config` that describes what is packed, under module and checkpoint names alike."""
+    packed: dict[str, Scheme] = {}
+    dense: set[str] = set()
+    experts = False
+    for layer in all_layers(structure):
+        chosen = plan.layers[layer.name]
+        keys = [key.removesuffix(".weight") for key, _, _ in store.parts(layer) or []]
+        if chosen.packed and chosen.scheme.kind == "int":
+            packed |= dict.fromkeys([*keys, *([layer.name] if layer.expert is None else [])], chosen.scheme)
+            experts = experts or layer.expert is not None
+        elif layer.role != "embedding":
+            dense |= {layer.name, *keys}
+    # whatever else looks like a linear to a server (routers), under the checkpoint's names
+    for key, entry in checkpoint.entries.items():
+        name = key.removesuffix(".weight")
+        if key.endswith(".weight") and len(entry.shape) == 2 and name not in packed and "embed" not in name:
+            dense.add(name)
+    return FORMAT.quantization_config(packed, sorted(dense - set(packed)), experts)
+
+
+def write_readme(out: Path, name: str, plan: Plan, notes: tuple[str, ...]) -> None:
+    """README.md of the artifact: what it is and the exact lines that open it."""
+    schemes = sorted({p.scheme.name for p in plan.layers.values() if p.scheme.kind == "int" and p.packed})
+    beside = [n for n, p in plan.layers.items() if p.scheme.kind == "int" and not p.packed]
+    lines = [
+        f"# {name}, compressed",
+        "",
+        f"Packed with compressed-tensors ({', '.join(schemes) or 'nothing packed'}) by compress.",
+        "",
+        "```python",
+        "from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer",
+        'model = AutoModelForCausalLM.from_pretrained(".", dtype="auto")   # needs: pip install compressed-tensors',
+        'tokenizer = AutoTokenizer.from_pretrained(".")',
+        "```",
+        "",
+        "```sh",
+        "vllm serve . --dtype bfloat16",
+        "```",
+        "",
+    ]
+    if beside:
+        lines += [
+            f"{len(beside)} layers ({beside[0]}, ...) are stored dense, since this format cannot hold their codes; the codes",
+            "are in compress/codes*.safetensors.",
+            "",
+        ]
+    lines += [f"- {note}" for note in notes]
+    atomic_write(out / "README.md", ["\n".join(lines).encode() + b"\n"])
+
+
+def command_line(recipe: Recipe, out: Path) -> str:
+    """The command that makes this artifact again, with every setting that is not the default."""
+    words = ["compress", "quantize", *([] if recipe.model == "demo" else [recipe.model])]
+    for name, info in type(recipe).model_fields.items():
+        value = getattr(recipe, name)
+        if name in ("model", "out", "options") or value == info.default:
+            continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", str(value)]
+    for key, value in recipe.options.items():
+        words += ["--option", f"{key}={value}"]
+    return shlex.join([*words, "--out", str(out)])
+
+
+def verify_and_sample(record: RunRecord, store: Store, heldout: TokenSet | None, report: Report) -> RunRecord:
+    """Check the artifact with the libraries that will open it, and let both models write.
+
+    Packed layers are always decoded and compared, one at a time. The whole model is loaded, in another process,
+    only when it takes less than WHOLE_BYTES in float32: a run must not need the memory it promised to do without.
+    """
+    recipe = Recipe(**record.recipe)
+    out = Path(record.artifact or "")
+    notes = list(record.notes)
+    verified = []
+    small = store.checkpoint.parameters * 4 <= WHOLE_BYTES
+    if recipe.verify:
+        report("verifying", 0, 1)
+        verified.append(check_stored(out))
+        probe = store.work / "probe.safetensors"
+        if small and probe.is_file():
+            verified.append(compare_whole(out, probe))
+        elif not small:
+            notes.append(
+                f"the model takes {store.checkpoint.parameters * 4 / 1e9:.1f} GB in float32, so it was not loaded whole: "
+                "its packed weights were checked layer by layer and no sample texts were written"
+            )
+        report("verifying", 1, 1)
+    generations: tuple[Generation, ...] = ()
+    if small and recipe.generate and heldout is not None and judge.kind_of(store.checkpoint.model) == "causal":
+        report("writing samples", 0, 1)
+        generations = _samples(recipe, store, out, heldout)
+        report("writing samples", 1, 1)
+    return replace(record, verified=tuple(verified), generations=generations, notes=tuple(notes))
+
+
+def _samples(recipe: Recipe, store: Store, out: Path, heldout: TokenSet) -> tuple[Generation, ...]:
+    source = store.checkpoint.folder
+    tokenizer = load_tokenizer(source, recipe.trust_remote_code)
+    prompts = judge.prompts_of(heldout.sequences, tokenizer, recipe.generate)
+    settings = WorkerSettings(threads=recipe.threads, trust_remote_code=recipe.trust_remote_code)
+    texts = {}
+    for name, folder in (("original", source), (str(out), out)):
+        with Worker.open(str(folder), settings) as worker:
+            texts[name] = [str(sample["text"]) for sample in worker.generate(prompts, SAMPLE_TOKENS)]
+    return tuple(
+        Generation(prompt, {name: written[n] for name, written in texts.items()}) for n, prompt in enumerate(prompts)
+    )
+
+
+def write_record(out: Path, record: RunRecord) -> None:
+    """record.json, report.txt and, when plotly is there, report.html."""
+    write_json(out / "compress" / "record.json", records.to_json(record))
+    atomic_write(out / "report.txt", [terminal.text(record).encode()])
+    try:
+        page = html.render(record)
+    except MissingExtraError:
+        return
+    atomic_write(out / "report.html", [page.encode()])
+
+
+def raise_if_unverified(record: RunRecord) -> None:
+    """Raises VerificationError when the artifact does not agree with the compressed model."""
+    for line in record.verified:
+        if not line["passed"]:
+            raise VerificationError(
+                f"{record.artifact}: {line['check']} differ by {line.get('difference')}, at most "
+                f"{line.get('tolerance')} is rounding; do not serve this file"
+            )
+
+

@@ -1,0 +1,137 @@
+"""Held-out text at the end of the loop: logits of both models from their last hidden states, compared as they come."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.core.checkpoint import Checkpoint
+from compress.core.safetensors_file import pending, read_header, read_tensor, write_file
+from compress.core.types import Measurement, Structure, TokenSet
+from compress.measure.quality import DocumentScore, HiddenScore, score_chunk, score_hidden, summarise, summarise_hidden
+from compress.pipeline.outside import Outside
+from compress.pipeline.replay import Replay, Trace
+from compress.pipeline.stream import Streams
+
+CHUNK_LOGITS = 8_000_000  # logits held per model: 32 MB in float32
+PROBE_TOKENS = 128
+
+
+def kind_of(model: nn.Module) -> str:
+    """`causal`, `seq2seq` or `encoder`: what the model's outputs can be compared by."""
+    from transformers.models.auto import modeling_auto
+
+    name = type(model).__name__
+    if name in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        return "causal"
+    if name in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
+        return "seq2seq"
+    return "encoder"
+
+
+def judge(
+    checkpoint: Checkpoint, structure: Structure, streams: Streams, outside: Outside, subject: str, heldout: TokenSet
+) -> list[Measurement]:
+    """Perplexity, KL and agreement (language models) or the cosine of the last hidden states (encoders).
+
+    Memory: both models' vocabulary matrices and two chunks of logits.
+    """
+    kind = kind_of(checkpoint.model)
+    if not streams.original:
+        return []
+    if kind == "encoder":
+        return [_hidden(structure, streams, subject, heldout)]
+    scores: list[DocumentScore] = []
+    documents = iter(heldout.documents)
+    with Replay(checkpoint.model, structure.blocks) as replay, outside.vocabularies(("original", "compressed")) as use:
+        for original, compressed in zip(streams.original, streams.compressed, strict=True):
+            numbers = [next(documents) for _ in range(_rows(original))]
+            for rows in _chunks(checkpoint.model, original):
+                use("original")
+                a = logits_at(replay, original, rows)
+                use("compressed")
+                b = logits_at(replay, compressed, rows)
+                targets = _target_ids(original)[:, rows + 1]
+                for row, number in enumerate(numbers):
+                    scores.append(score_chunk(number, a[row], b[row], targets[row]))
+    return summarise(scores, subject)
+
+
+def _rows(trace: Trace) -> int:
+    return int(next(iter(trace.inputs.values())).shape[0])
+
+
+def _target_ids(trace: Trace) -> Tensor:
+    return trace.inputs.get("decoder_input_ids", trace.inputs["input_ids"])
+
+
+def _chunks(model: nn.Module, trace: Trace) -> list[Tensor]:
+    ids = _target_ids(trace)
+    positions = torch.arange(ids.shape[1] - 1)
+    if not _keeps_logits(model):
+        return [positions] if len(positions) else []
+    vocabulary = int(getattr(model.config, "vocab_size", 1 << 17))  # type: ignore[arg-type]
+    return list(positions.split(max(1, CHUNK_LOGITS // (vocabulary * ids.shape[0])))) if len(positions) else []
+
+
+def _keeps_logits(model: nn.Module) -> bool:
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def logits_at(replay: Replay, trace: Trace, positions: Tensor) -> Tensor:
+    """Logits (B, n, V) float32 of a trace at `positions`, by the model's own final layers."""
+    if _keeps_logits(replay.model):
+        return replay.finish(trace, logits_to_keep=positions).logits.float()  # type: ignore[no-any-return]
+    return replay.finish(trace).logits[:, positions].float()  # type: ignore[no-any-return]
+
+
+def _hidden(structure: Structure, streams: Streams, subject: str, heldout: TokenSet) -> Measurement:
+    stack = structure.blocks[-1].stack
+    scores: list[HiddenScore] = []
+    documents = iter(heldout.documents)
+    for original, compressed in zip(streams.original, streams.compressed, strict=True):
+        for a, b in zip(original.hidden[stack], compressed.hidden[stack], strict=True):
+            scores.append(score_hidden(next(documents), a, b))
+    return summarise_hidden(scores, subject)
+
+
+def write_probe(path: Path, checkpoint: Checkpoint, structure: Structure, streams: Streams, outside: Outside) -> None:
+    """Keep inputs and outputs of the compressed model for one held-out text: what the artifact must reproduce."""
+    trace = streams.compressed[0]
+    with Replay(checkpoint.model, structure.blocks) as replay, outside.vocabularies(("compressed",)) as use:
+        use("compressed")
+        if kind_of(checkpoint.model) == "encoder":
+            output = _first_tensor(replay.finish(trace))[:1, :PROBE_TOKENS]
+        else:
+            output = logits_at(replay, trace, torch.arange(min(PROBE_TOKENS, _target_ids(trace).shape[1])))[:1]
+    tensors = {f"input.{name}": value[:1].clone() for name, value in trace.inputs.items()}
+    write_file(path, {name: pending(t.contiguous()) for name, t in {**tensors, "output": output}.items()})
+
+
+def read_probe(path: Path) -> tuple[dict[str, Tensor], Tensor]:
+    """Inputs and expected output (1, n, V or D) that `write_probe` left."""
+    tensors = {name: read_tensor(entry) for name, entry in read_header(path).items()}
+    output = tensors.pop("output")
+    return {name.removeprefix("input."): tensor for name, tensor in tensors.items()}, output
+
+
+def _first_tensor(output: Any) -> Tensor:
+    return next(value for value in output.to_tuple() if isinstance(value, Tensor) and value.is_floating_point())
+
+
+def largest_difference(expected: Tensor, forward: Callable[[dict[str, Tensor]], Any], inputs: dict[str, Tensor]) -> float:
+    """Largest absolute difference between the expected output and what `forward` makes of the same inputs."""
+    with torch.no_grad():
+        got = _first_tensor(forward(inputs)).float()
+    got = got[:, : expected.shape[1]]
+    return float((got - expected).abs().max()) if got.shape == expected.shape else float("inf")
+
+
+def prompts_of(sequences: Sequence[Tensor], tokenizer: Any, count: int, tokens: int = 24) -> list[str]:
+    """The beginnings of held-out documents as text: prompts for sample generations."""
+    return [tokenizer.decode(ids[:tokens], skip_special_tokens=True).strip() for ids in sequences[:count]]

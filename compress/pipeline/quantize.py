@@ -1,0 +1,304 @@
+"""The stage behind `compress quantize`: open, plan, stream, judge, assemble, verify, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+
+import compress
+from calibrate.data import DataSettings, PreparedData, prepare
+from compress.core import artifact, device
+from compress.core.blocks import find_structure
+from compress.core.checkpoint import Checkpoint
+from compress.core.fingerprint import Fingerprint, file_sha256
+from compress.core.journal import WORK, Journal
+from compress.core.opening import Opened, resolve
+from compress.core.registry import load
+from compress.core.types import (
+    LayerRef,
+    LayerResult,
+    Measurement,
+    Plan,
+    RunRecord,
+    Scheme,
+    Structure,
+    TokenSet,
+    torch_dtype,
+)
+from compress.measure.size import bits_per_weight, weight_bytes
+from compress.pipeline import finish, inputs, judge
+from compress.pipeline.outside import Outside
+from compress.pipeline.replay import Trace
+from compress.pipeline.store import Store
+from compress.pipeline.stream import Report, Stream, Streams, remove_work, text_inputs
+from compress.plan import uniform
+from compress.recipe import Recipe
+from export.formats.compressed_tensors import FORMAT
+
+
+def _silent(*_: object) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """How the stage talks: `report(stage, done, total)` for progress, `say(sentence)` for notes."""
+
+    report: Report = _silent
+    say: Callable[[str], None] = _silent
+
+
+@dataclass
+class Stages:
+    """Seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _last: float = field(default_factory=time.perf_counter)
+
+    def done(self, name: str) -> None:
+        """Book the time since the last call under `name`."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything known before the first block is touched."""
+
+    recipe: Recipe
+    opened: Opened
+    checkpoint: Checkpoint
+    structure: Structure
+    plan: Plan
+    data: PreparedData | None
+    dtype: str
+    environment: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def quantize(recipe: Recipe, overwrite: bool = False, hooks: Hooks | None = None) -> RunRecord:
+    """Quantize a model into `recipe.out` and return the record of the run; resumes what an earlier call left.
+
+    Raises the errors of compress.core.errors; VerificationError after the artifact is written when transformers
+    does not open it to the same outputs.
+    """
+    hooks = hooks or Hooks()
+    stages = Stages()
+    device.tune_allocator()
+    threads = device.set_threads(recipe.threads)
+    inputs.quiet_libraries()
+    ready = open_and_plan(recipe, hooks)
+    stages.done("open and plan")
+    out = Path(recipe.out or default_out(ready.opened.name, recipe.bits))
+    journal = Journal.open(out, fingerprint(ready, threads), overwrite)
+    if (finished := finish.finished_record(out, journal)) is not None:
+        return finished
+    store = Store(ready.checkpoint, ready.plan, out, torch_dtype(ready.dtype))
+    store.work.mkdir(parents=True, exist_ok=True)
+    outside = Outside(ready.checkpoint, ready.structure, ready.plan, store)
+    extra = _outside_results(outside, store, journal)
+    outside.load_small(store.block_path(-1))
+    streams = make_streams(ready)
+    stages.done("prepare")
+    make = load("collector", "hessian")
+    chosen = device.pick_device(recipe.device)
+    stream = Stream(
+        ready.checkpoint, ready.structure, ready.plan, store, journal, lambda n: make(n, chosen), hooks.report
+    )
+    layers, blocks = stream.run(streams, outside)
+    stages.done("compress")
+    measurements = _measure(ready, streams, outside, store, journal, hooks)
+    stages.done("measure")
+    hooks.report("writing", 0, 1)
+    _write_artifact(ready, store, out, threads)
+    hooks.report("writing", 1, 1)
+    stages.done("write")
+    record = RunRecord(
+        command="quantize",
+        model=describe(ready),
+        artifact=str(out),
+        recipe=recipe.model_dump(),
+        plan=uniform.to_json(ready.plan),
+        data=ready.data.card if ready.data else {},
+        layers=tuple([*layers, *extra]),
+        blocks=tuple(blocks),
+        measurements=(*_sizes(ready, out), *measurements),
+        notes=ready.notes,
+        environment=ready.environment,
+        reproduce=finish.command_line(recipe, out),
+    )
+    record = finish.verify_and_sample(record, store, ready.data.heldout if ready.data else None, hooks.report)
+    stages.done("verify and sample")
+    record = replace(record, stages=stages.seconds)
+    finish.write_record(out, record)
+    journal.append("finished")
+    remove_work(out / WORK)
+    finish.raise_if_unverified(record)
+    return record
+
+
+def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
+    """Open the model, find its structure, make the plan and the token sets. Nothing is written."""
+    method = load("method", recipe.method)
+    options = inputs.method_options(method, recipe)
+    opened = resolve(recipe.model, recipe.allow_pickle, hooks.say)
+    checkpoint = Checkpoint(opened.folder, recipe.trust_remote_code)
+    structure = find_structure(checkpoint.model, checkpoint.config)
+    first = structure.layers[0].param if structure.layers else next(iter(checkpoint.sources))
+    dtype = uniform.storage_dtype(recipe, checkpoint.dtype_of(first))
+    recipe = recipe.model_copy(update={"options": options})
+    plan = uniform.make_plan(
+        recipe, structure, uniform.Rules(FORMAT.caps, FORMAT.scale_grid, _refuses(checkpoint)), dtype
+    )
+    notes = [*opened.notes, *plan.notes, *([structure.generic] if structure.generic else [])]
+    data = None
+    if (method.needs or recipe.eval_samples) and (because := _cannot_read_text(checkpoint)):
+        notes.append(because)
+    elif method.needs or recipe.eval_samples:
+        data = _data(recipe, opened, checkpoint)
+        notes += data.card.get("warnings", [])
+    environment = device.environment()
+    return Prepared(recipe, opened, checkpoint, structure, plan, data, dtype, environment, tuple(notes))
+
+
+def _refuses(checkpoint: Checkpoint) -> uniform.Refuses:
+    from compress.core.checkpoint import disk_parts
+
+    def refuses(layer: LayerRef, scheme: Scheme, schemes: frozenset[Scheme]) -> str | None:
+        if scheme.kind == "int" and disk_parts(layer, checkpoint.sources[layer.param]) is None:
+            return "the checkpoint stores all experts as one tensor, compressed-tensors one by one"
+        return FORMAT.refuses(layer, scheme, schemes)
+
+    return refuses
+
+
+def _cannot_read_text(checkpoint: Checkpoint) -> str | None:
+    main = getattr(checkpoint.model, "main_input_name", "input_ids")
+    if main != "input_ids":
+        return f"the model reads {main}, not text: weights are rounded to nearest and nothing is measured"
+    return None
+
+
+def _data(recipe: Recipe, opened: Opened, checkpoint: Checkpoint) -> PreparedData:
+    tokenizer = inputs.load_tokenizer(opened.folder, recipe.trust_remote_code)
+    limit = inputs.longest_sequence(checkpoint.config)
+    settings = DataSettings(
+        data=recipe.data,
+        text_column=recipe.text_column,
+        samples=recipe.samples,
+        seq_len=min(recipe.seq_len, limit),
+        eval_samples=recipe.eval_samples,
+        seed=recipe.seed,
+    )
+    embedding = checkpoint.model.get_input_embeddings()
+    return prepare(settings, tokenizer, int(embedding.weight.shape[0]))
+
+
+def make_streams(ready: Prepared) -> Streams:
+    """Traces of calibration and held-out text; empty when the model cannot read text."""
+    if ready.data is None:
+        return Streams([], [], [])
+    pairs = bool(getattr(ready.checkpoint.config, "is_encoder_decoder", False))
+
+    def traces(tokens: TokenSet) -> list[Trace]:
+        return [Trace(inputs) for inputs in text_inputs(tokens.sequences, pairs)]
+
+    held = ready.data.heldout
+    return Streams(traces(ready.data.calibration), traces(held), traces(held))
+
+
+def fingerprint(ready: Prepared, threads: int) -> Fingerprint:
+    """Every input that can change a byte of the artifact."""
+    recipe = ready.recipe.model_dump(exclude={"model", "out", "data", "generate", "verify", "threads"})
+    found: Fingerprint = {f"--{name.replace('_', '-')}": value for name, value in recipe.items()}
+    for path in sorted(ready.opened.folder.glob("*.safetensors")) + [ready.opened.folder / "config.json"]:
+        found[f"model file {path.name}"] = file_sha256(path)
+    found["calibration text"] = ready.data.calibration.digest if ready.data else None
+    found["held-out text"] = ready.data.heldout.digest if ready.data else None
+    found["threads"] = threads
+    versions = ready.environment.get("versions", {})
+    found["versions"] = {name: versions.get(name) for name in ("torch", "transformers")}
+    found["compress"] = compress.__version__
+    return found
+
+
+def default_out(name: str, bits: int) -> str:
+    """`smollm2-135m-instruct-folded-4bit` for a model's name."""
+    plain = "".join(c if c.isalnum() else "-" for c in name.rpartition("/")[2].lower())
+    return "-".join([part for part in plain.split("-") if part] + [f"{bits}bit"])
+
+
+def _outside_results(outside: Outside, store: Store, journal: Journal) -> list[LayerResult]:
+    line = journal.last("outside")
+    if line is None:
+        results = outside.compress(store.block_path(-1))
+        journal.append("outside", layers=[asdict(result) for result in results])
+        return results
+    return [LayerResult(**{**r, "shape": tuple(r["shape"])}) for r in line["layers"]]
+
+
+def _measure(
+    ready: Prepared, streams: Streams, outside: Outside, store: Store, journal: Journal, hooks: Hooks
+) -> list[Measurement]:
+    line = journal.last("measured")
+    if line is not None:
+        return [Measurement(**m) for m in line["measurements"]]
+    found: list[Measurement] = []
+    if ready.data is not None and streams.original:
+        hooks.report("measuring", 0, 1)
+        name = str(store.work.parent.parent)
+        found = judge.judge(ready.checkpoint, ready.structure, streams, outside, name, ready.data.heldout)
+        judge.write_probe(store.work / "probe.safetensors", ready.checkpoint, ready.structure, streams, outside)
+        hooks.report("measuring", 1, 1)
+    journal.append("measured", measurements=[asdict(m) for m in found])
+    return found
+
+
+def _write_artifact(ready: Prepared, store: Store, out: Path, threads: int) -> None:
+    blocks = ready.structure.blocks
+    paths = [store.block_path(-1), *(store.block_path(block.index) for block in blocks)]
+    artifact.assemble(out, paths, artifact.parse_size(ready.recipe.max_shard_size))
+    artifact.copy_companions(ready.opened.folder, out)
+    quantization = finish.quantization_config(ready.checkpoint, ready.structure, ready.plan, store)
+    artifact.write_config(ready.opened.folder, out, ready.dtype, quantization)
+    artifact.write_json(out / "compress" / "plan.json", uniform.to_json(ready.plan))
+    finish.write_readme(out, ready.opened.name, ready.plan, ready.notes)
+    manifest = {
+        "format": "compressed-tensors",
+        "compress": compress.__version__,
+        "model": ready.opened.name,
+        "fingerprint": fingerprint(ready, threads),
+        "recipe": ready.recipe.model_dump(exclude={"out"}),
+        "environment": {k: ready.environment[k] for k in ("versions", "cpu") if k in ready.environment},
+        "files": artifact.hashes(out),
+    }
+    artifact.write_json(out / artifact.MANIFEST, manifest)
+
+
+def describe(ready: Prepared) -> dict[str, Any]:
+    """What the report says of the original model."""
+    checkpoint = ready.checkpoint
+    return {
+        "name": ready.opened.name,
+        "architecture": ready.structure.architecture,
+        "parameters": checkpoint.parameters,
+        "bytes": checkpoint.nbytes,
+        "blocks": len(ready.structure.blocks),
+        "layers": len(ready.structure.layers),
+        "dtype": str(checkpoint.dtype_of(next(iter(checkpoint.sources)))).removeprefix("torch."),
+        "tied": ready.structure.tied,
+    }
+
+
+def _sizes(ready: Prepared, out: Path) -> list[Measurement]:
+    parameters = ready.checkpoint.parameters
+    found = []
+    for subject, size in (("original", ready.checkpoint.nbytes), (str(out), weight_bytes(out))):
+        found.append(Measurement(subject, "bytes", "bytes", size))
+        found.append(Measurement(subject, "bits_per_weight", "bits", bits_per_weight(size, parameters)))
+    return found

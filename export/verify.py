@@ -1,0 +1,124 @@
+"""Does the file that was written say what was meant? Asked of the libraries that will read it, not of ours.
+
+Two checks. `check_stored` decodes every packed weight with compressed-tensors itself, one layer in memory, and
+compares it with our own decoding bit for bit. `compare_whole` opens the artifact in a fresh process with plain
+transformers and compares its outputs with those of the compressed model in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.core.checkpoint import read_index
+from compress.core.device import child_environment
+from compress.core.errors import VerificationError
+from compress.core.numerics.affine import dequantize
+from compress.core.numerics.packing import unpack_int32, unpack_zero
+from compress.core.safetensors_file import TensorEntry, read_header, read_tensor
+from compress.core.types import QTensor, Scheme
+
+TOLERANCE = 1e-3  # float32 sums of a few thousand terms, two orders of the same arithmetic
+SUFFIXES = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
+
+
+def check_stored(out: Path) -> dict[str, Any]:
+    """Decode every packed layer of `out` with compressed-tensors and with our own code.
+
+    Returns a line for the record. Raises VerificationError naming the first layer that differs.
+    """
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationConfig
+
+    raw = json.loads((out / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+    entries = read_index(out)
+    names = sorted(name.removesuffix(".weight_packed") for name in entries if name.endswith(".weight_packed"))
+    if raw is None or not names:
+        return {"check": "packed layers", "layers": 0, "passed": not names}
+    known = {k: v for k, v in raw.items() if k != "dequantize"}
+    groups = QuantizationConfig.model_validate(known).config_groups
+    compressor = BaseCompressor.get_value_from_registry("pack-quantized")
+    for name in names:
+        stored = {s: read_tensor(entries[f"{name}.{s}"]) for s in SUFFIXES if f"{name}.{s}" in entries}
+        named = (group for group in groups.values() if name in group.targets)
+        scheme = next(named, groups["group_0"])
+        theirs = compressor.decompress(dict(stored), scheme)["weight"].float()
+        ours = _decode(stored, scheme.weights)
+        if not torch.equal(theirs, ours):
+            worst = float((theirs - ours).abs().max())
+            raise VerificationError(f"{name} decodes differently in compressed-tensors (by {worst:.3g}); report this")
+    return {"check": "packed layers decoded by compressed-tensors", "layers": len(names), "difference": 0.0, "passed": True}
+
+
+def _decode(stored: dict[str, Tensor], arguments: Any) -> Tensor:
+    rows, columns = (int(n) for n in stored["weight_shape"])
+    scale = stored["weight_scale"]
+    group = arguments.group_size if arguments.strategy == "group" else -1
+    dtype = str(scale.dtype).removeprefix("torch.")
+    scheme = Scheme("int", arguments.num_bits, group, arguments.symmetric, dtype)
+    packed_zero = stored.get("weight_zero_point")
+    zero = unpack_zero(packed_zero, arguments.num_bits, rows) if packed_zero is not None else None
+    codes = unpack_int32(stored["weight_packed"], arguments.num_bits, columns)
+    weight = dequantize(QTensor(codes, scale.float(), zero, scheme))
+    # compressed-tensors multiplies in the dtype of the scales; the product is rounded once, as ours is here
+    return weight.to(scale.dtype).float()
+
+
+def compare_whole(out: Path, probe: Path) -> dict[str, Any]:
+    """Open `out` with transformers in a fresh process and compare with the outputs kept in `probe`.
+
+    Returns a line for the record, `passed` False when the largest difference is above TOLERANCE.
+    Raises VerificationError when the artifact cannot be opened.
+    """
+    command = [sys.executable, "-m", "export.verify", str(out), str(probe)]
+    run = subprocess.run(command, capture_output=True, text=True, env=child_environment(), check=False)
+    if run.returncode != 0:
+        said = (run.stderr.strip().splitlines() or ["no message"])[-1]
+        raise VerificationError(f"transformers cannot open {out}: {said}")
+    line: dict[str, Any] = json.loads(run.stdout.strip().splitlines()[-1])
+    return line
+
+
+def _outputs(out: Path, probe: dict[str, TensorEntry]) -> dict[str, Any]:
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(out, local_files_only=True)
+    model_class = getattr(transformers, config.architectures[0])
+    model = model_class.from_pretrained(out, dtype=torch.float32, local_files_only=True).eval()
+    expected = read_tensor(probe["output"])
+    inputs = {name.removeprefix("input."): read_tensor(e) for name, e in probe.items() if name != "output"}
+    with torch.no_grad():
+        output = model(**inputs)
+    got = next(v for v in output.to_tuple() if isinstance(v, Tensor) and v.is_floating_point())
+    got = got[:, : expected.shape[1]].float()
+    difference = float((got - expected).abs().max()) if got.shape == expected.shape else float("inf")
+    agreement = float((got.argmax(-1) == expected.argmax(-1)).float().mean()) if got.shape == expected.shape else 0.0
+    return {
+        "check": "outputs of from_pretrained in float32",
+        "runtime": f"transformers {transformers.__version__}",
+        "difference": difference,
+        "tolerance": TOLERANCE,
+        "top1_agreement": agreement,
+        "positions": int(expected.shape[1]),
+        "passed": difference <= TOLERANCE,
+    }
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m export.verify OUT PROBE`: one JSON line on stdout."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    sys.stdout.write(json.dumps(_outputs(Path(arguments[0]), read_header(Path(arguments[1])))) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
