@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from compress.core.errors import RecipeError
 from compress.core.numerics.affine import require_codes
 from compress.core.numerics.grid import Search, minmax_grid, round_to_nearest, search_grid
 from compress.core.types import LayerMethod, LayerStats, QTensor, Scheme
@@ -25,12 +24,7 @@ class Options:
     shrink: float = 0.4
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise RecipeError(
-                f"steps {self.steps} tries no scale; use 1 (min-max) or more, 40 is the default"
-            )
-        if not 0 < self.shrink <= 1:
-            raise RecipeError(f"shrink {self.shrink} is out of range; use a factor above 0 and up to 1")
+        Search(self.steps, self.shrink)  # refuses what it cannot hold
 
 
 def quantize(

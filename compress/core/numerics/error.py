@@ -14,7 +14,8 @@ def output_error(weight: Tensor, dequantized: Tensor, hessian: Tensor | None) ->
     """tr(E H E^T) / tr(W H W^T), E = W - Q: the share of the layer's output energy that is lost. No unit.
 
     weight, dequantized: (O, I) float32; hessian: (I, I) float32. nan without a hessian or when the denominator
-    is not a positive number. Rows are taken 256 at a time (two (256, I) temporaries); products are float32, their sums float64.
+    is not a positive number. 256 rows at a time, two temporaries of that size; products are float32, their
+    sums float64.
     """
     if hessian is None:
         return math.nan
@@ -28,7 +29,7 @@ def output_error(weight: Tensor, dequantized: Tensor, hessian: Tensor | None) ->
 
 
 def weight_error(weight: Tensor, dequantized: Tensor) -> float:
-    """|W - Q|^2 / |W|^2 (Frobenius), no unit; nan for an all-zero weight. weight, dequantized: (O, I) float32."""
+    """|W - Q|^2 / |W|^2 (Frobenius), no unit; nan for an all-zero weight. Both are (O, I) float32."""
     lost = total = 0.0
     for start in range(0, weight.shape[0], _ROWS):
         rows = weight[start : start + _ROWS]
@@ -38,7 +39,7 @@ def weight_error(weight: Tensor, dequantized: Tensor) -> float:
 
 
 def _quadratic(rows: Tensor, hessian: Tensor) -> float:
-    """sum over rows of r H r^T; the rows are scaled first, so that 1e-30 and 1e30 neither vanish nor overflow."""
+    """Sum of r H r^T over rows, scaled first so that 1e-30 and 1e30 neither vanish nor overflow."""
     peak = float(rows.abs().max()) if rows.numel() else 0.0
     if peak == 0.0 or not math.isfinite(peak):
         return peak

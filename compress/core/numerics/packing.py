@@ -50,7 +50,7 @@ def unpack_int32(packed: Tensor, bits: int, columns: int) -> Tensor:
 
 
 def pack_zero(zero: Tensor, bits: int) -> Tensor:
-    """Zero points (O, G) uint8 -> (ceil(O * bits / 32), G) int32: packed along the rows, as servers read them."""
+    """Zero points (O, G) uint8 -> (ceil(O * bits / 32), G) int32: packed down the columns."""
     return pack_int32(zero.t().contiguous(), bits).t().contiguous()
 
 
