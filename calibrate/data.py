@@ -71,7 +71,7 @@ def prepare(settings: DataSettings, tokenizer: Any, vocab_size: int) -> Prepared
     if not documents:
         raise DataError(f"the tokenizer finds no token in {corpus.source}; give text in a language it knows")
     unknown = tokens.check(documents, framing, tokenizer, vocab_size)
-    halves = split.partition(documents, _wanted(settings))
+    halves = split.partition(documents, _wanted(settings, corpus.source))
     windows = tokens.Windows(settings.samples, settings.seq_len, settings.seed, corpus.source)
     calibration = tokens.calibration_set(halves, framing, windows)
     judged = tokens.Windows(settings.eval_samples, settings.seq_len, settings.seed, corpus.source)
@@ -99,8 +99,12 @@ def _plain(text: str, framing: tokens.Frame, tokenizer: Any) -> str:
     return text.removeprefix(tokenizer.bos_token) if bos is not None and bos in framing.prefix else text
 
 
-def _wanted(settings: DataSettings) -> Wanted:
-    return Wanted(settings.tokens, settings.eval_samples, min(split.MIN_TOKENS, settings.seq_len))
+def _wanted(settings: DataSettings, source: str) -> Wanted:
+    return Wanted(settings.tokens, settings.eval_samples, _minimum(settings), source)
+
+
+def _minimum(settings: DataSettings) -> int:
+    return min(split.MIN_TOKENS, settings.seq_len)
 
 
 def _sections(texts: list[str], settings: DataSettings) -> tuple[list[str], str]:
@@ -131,7 +135,7 @@ def _documents(texts: list[str], settings: DataSettings, tokenizer: Any) -> list
     """Texts in the order of the seed as tokens, until both halves have plenty."""
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(settings.seed)).tolist()
     need = SPARE * settings.tokens
-    minimum = _wanted(settings).minimum
+    minimum = _minimum(settings)
     judged, pool = 0, 0
     documents: list[Document] = []
     stream = tokens.encode(tokenizer, [texts[i] for i in order], CHARS_PER_TOKEN * settings.tokens)

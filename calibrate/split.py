@@ -37,6 +37,7 @@ class Wanted:
     tokens: int
     eval_samples: int
     minimum: int = MIN_TOKENS
+    source: str = "the text"
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,8 @@ def _choose(clusters: list[list[Document]], wanted: Wanted) -> list[list[Documen
     able = [c for c in able if max(len(d.ids) for d in c) >= 2]  # one token predicts nothing
     if len(clusters) < 2 or not able:
         raise DataError(
-            f"the text has {len(clusters)} distinct documents that can be told apart, and calibration and "
-            "held-out text need one each; give more text, or --eval-samples 0"
+            f"{wanted.source} has {len(clusters)} distinct document{'s' * (len(clusters) != 1)} of use, and "
+            "calibration and held-out text need one each; give more text, or --eval-samples 0"
         )
     total = sum(_size(c) for c in clusters)
     chosen: list[list[Document]] = []

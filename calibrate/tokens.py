@@ -128,9 +128,11 @@ def calibration_set(halves: Partition, framing: Frame, windows: Windows) -> Toke
     for document, ids in _pieces(halves.calibration, PIECE * windows.seq_len):
         if len(stream) >= windows.samples * body:
             break
-        stream += ids
-        stream += framing.separator
-        origin += [document.number] * (len(ids) + len(framing.separator))
+        # a templated chat ends with the separator already, give or take a line break
+        ended = bool(framing.separator) and framing.separator[-1] in ids[-2:]
+        piece = ids if ended else (*ids, *framing.separator)
+        stream += piece
+        origin += [document.number] * len(piece)
     count = min(windows.samples, len(stream) // body) if body > 0 else 0
     if not count:
         fits = len(stream) + framing.size
