@@ -7,8 +7,8 @@ w_j + E[:, :j] R[:j, j] / R[j, j]: the paper's update, without its inverse and s
 Differs from the paper in result, and why:
 - groups are static: their scales are fixed before the columns are solved, so that the order by descending
   diag(H) does not scatter a group's members;
-- scales are searched, weighting a column by R[j, j]^2 rather than by H[j, j]: what rounding it costs once later
-  columns have made good what they can (tr(E H E^T) 9 % lower at 3 and 4 bit on SmolLM2-135M);
+- scales are searched, weighting a column by R[j, j]^2 rather than by H[j, j]: what rounding it costs once
+  later columns have made good what they can (tr(E H E^T) 9 % lower at 3 and 4 bit on SmolLM2-135M);
 - `rounds` of coordinate descent and closed-form scale refit follow (another 7 % at 4 bit, 14 % at 2 bit).
 `act_order=False, scales="minmax", rounds=0` is the paper's algorithm.
 """
@@ -54,23 +54,17 @@ class Options:
 
     def __post_init__(self) -> None:
         if not 0 <= self.damp <= _MOST_DAMP:
-            raise RecipeError(
-                f"damp {self.damp} is out of range; use 0 to {_MOST_DAMP:g}, 0.01 is the default"
-            )
+            raise RecipeError(f"damp {self.damp} is out of range; use 0 to {_MOST_DAMP:g}, 0.01 is the default")
         if self.scales not in ("hessian", "mse", "minmax"):
             raise RecipeError(f"scales {self.scales!r} is unknown; use hessian, mse or minmax")
         if self.rounds < 0:
             raise RecipeError(f"rounds {self.rounds} is impossible; use 0 (none) or more, 2 is the default")
         if self.column_block < 1:
-            raise RecipeError(
-                f"column_block {self.column_block} is impossible; use 1 or more, 128 by default"
-            )
+            raise RecipeError(f"column_block {self.column_block} is impossible; use 1 or more, 128 by default")
         Search(self.steps, self.shrink)  # refuses what it cannot hold
 
 
-def quantize(
-    weight: Tensor, stats: LayerStats | None, scheme: Scheme, options: Options
-) -> tuple[QTensor, str | None]:
+def quantize(weight: Tensor, stats: LayerStats | None, scheme: Scheme, options: Options) -> tuple[QTensor, str | None]:
     """Codes that make tr((W - Q) H (W - Q)^T) small, column by column.
 
     weight: (O, I) float32, not modified. stats.hessian: (I, I) float32, not modified. Rows are independent:
@@ -100,7 +94,8 @@ def quantize(
 class _Problem:
     """hessian: (I, I) over its mean diagonal, damped. order: (I,) int64, the columns as they are solved.
 
-    factor: (I, I) in that order, R / diag(R), unit upper triangular. cost: (I,) in the weight's order, diag(R)^2.
+    factor: (I, I) in that order, R / diag(R), unit upper triangular. cost: (I,) in the weight's order,
+    diag(R)^2.
     """
 
     hessian: Tensor
@@ -147,9 +142,9 @@ def _problem(hessian: Tensor, options: Options) -> tuple[_Problem, list[str]]:
                 "collect it from more tokens, in float32"
             )
         damp = min(damp * 10 if damp > 0 else 0.01, _MOST_DAMP)
-    notes = (
-        [] if damp == options.damp else [f"the hessian needed damping {damp:g} instead of {options.damp:g}"]
-    )
+    notes = [] if mean > 0 else ["every input of this layer was 0 in calibration: rounded to nearest"]
+    if damp != options.damp:
+        notes.append(f"the hessian needed damping {damp:g} instead of {options.damp:g}")
     pivots = upper.diagonal().clone()
     cost = torch.empty_like(pivots)
     cost[order] = pivots.square()
@@ -196,7 +191,7 @@ def _solve(weight: Tensor, problem: _Problem, scheme: Scheme, options: Options) 
 
 @dataclass(frozen=True)
 class _Columns:
-    """error: (I, O), one row a column of the weight: W - Q where solved, W where not yet; factor as in _Problem."""
+    """error: (I, O), a row for each column: W - Q where solved, W where not yet; factor as in _Problem."""
 
     error: Tensor
     factor: Tensor
@@ -207,15 +202,14 @@ class _Columns:
         return torch.addmm(self.error[start:end], self.factor[:start, start:end].t(), self.error[:start])
 
     def updated(self, start: int, end: int, target: Tensor) -> Tensor:
-        """The paper's weights on reaching `start`: where the columns would go if none of them were rounded."""
+        """The paper's weights on reaching `start`: where the columns would go if none were rounded."""
         moved = target - self.error[start:end]
         part = self.factor[start:end, start:end].t()
-        return self.error[start:end] + torch.linalg.solve_triangular(
-            part, moved, upper=False, unitriangular=True
-        )
+        free: Tensor = torch.linalg.solve_triangular(part, moved, upper=False, unitriangular=True)
+        return self.error[start:end] + free
 
     def solve(self, start: int, target: Tensor, grid: Grid, group: Tensor) -> Tensor:
-        """Codes (c, O) uint8 of the columns from `start`, whose grid columns are `group` (c,); target is used up."""
+        """Codes (c, O) uint8 of the columns from `start`, each in its `group` (c,); target is used up."""
         scale = grid.scale.t().contiguous()
         zero = torch.full_like(scale, symmetric_zero(self.scheme))
         if grid.zero is not None:
@@ -236,5 +230,5 @@ METHOD = LayerMethod(
     options=Options,
     needs=("hessian",),
     paper="arXiv:2210.17323",
-    summary="second-order rounding by descending activation, scales weighted by what a column costs, then descent",
+    summary="second-order rounding, scales searched by what a column costs, then coordinate descent",
 )

@@ -27,9 +27,7 @@ class Options:
         Search(self.steps, self.shrink)  # refuses what it cannot hold
 
 
-def quantize(
-    weight: Tensor, stats: LayerStats | None, scheme: Scheme, options: Options
-) -> tuple[QTensor, str | None]:
+def quantize(weight: Tensor, stats: LayerStats | None, scheme: Scheme, options: Options) -> tuple[QTensor, str | None]:
     """Codes nearest to `weight` (O, I) float32, which is not modified; `stats` are not read.
 
     Returns the quantized weight and None: there is nothing to fall back from.

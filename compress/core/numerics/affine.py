@@ -91,9 +91,7 @@ def require_codes(weight: Tensor, scheme: Scheme) -> None:
     Raises RecipeError unless `scheme` is of kind `int`, ModelError unless `weight` is (O, I) and finite.
     """
     if scheme.kind != "int":
-        raise RecipeError(
-            f"scheme {scheme.name} holds no codes; quantize to one like int4-g64-asym, or keep the layer"
-        )
+        raise RecipeError(f"scheme {scheme.name} holds no codes; quantize to one like int4-g64-asym, or keep the layer")
     if weight.dim() != 2 or weight.numel() == 0:
         raise ModelError(
             f"a weight of shape {tuple(weight.shape)} cannot be quantized; it must be (out, in) and not empty"
@@ -102,6 +100,4 @@ def require_codes(weight: Tensor, scheme: Scheme) -> None:
     if not bool(finite.all()):
         row, col = (int(i) for i in (~finite).nonzero()[0])
         bad = float(weight[row, col])
-        raise ModelError(
-            f"weight holds {bad} at row {row}, column {col}; all must be finite; repair the checkpoint"
-        )
+        raise ModelError(f"weight holds {bad} at row {row}, column {col}; all must be finite; repair the checkpoint")

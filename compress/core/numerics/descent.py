@@ -1,4 +1,4 @@
-"""Coordinate descent: codes and scales improved in turn until a round is over, each step to its exact optimum.
+"""Coordinate descent: scales and codes improved in turn, each step to its exact optimum.
 
 GPTQ decides a column before it has seen the columns after it. Here every column, and every group's scale, is
 decided again with all others as they stand; tr(E H E^T) never rises (beyond float32 rounding), E = W - Q.
@@ -24,10 +24,10 @@ _COLUMNS = 256
 
 
 def descend(weight: Tensor, start: QTensor, hessian: Tensor, rounds: int) -> QTensor:
-    """`start` after `rounds` rounds; in a round each group's scale is refitted, then its codes, column by column.
+    """`start` after `rounds` rounds: each group's scale is refitted, then its codes, column by column.
 
-    weight: (O, I) float32; hessian: (I, I) float32, symmetric, its diagonal positive. Nothing is modified, zeros
-    stay as they are, rows are independent. A refitted scale is rounded to its storage dtype first and kept
+    weight: (O, I) float32; hessian: (I, I) float32, symmetric, its diagonal positive. Nothing is modified;
+    zeros stay as they are; rows are independent. A refitted scale is rounded to its storage dtype first and kept
     only if it lowers the error. Cost: 2 * O * I^2 float operations a round; 2 temporaries of (O, I).
     """
     if rounds < 1:
@@ -60,7 +60,7 @@ def descend(weight: Tensor, start: QTensor, hessian: Tensor, rounds: int) -> QTe
 
 @dataclass(frozen=True)
 class _State:
-    """Transposed working set: error and steps (codes - zero) (I, O); scale, low and high (G, O); all float32."""
+    """Transposed: error and steps (codes - zero) are (I, O); scale, low and high (G, O); all float32."""
 
     error: Tensor
     steps: Tensor
@@ -85,15 +85,13 @@ def _refit(state: _State, group: int, first: int, pull: Tensor) -> None:
     slope = (pull * steps).sum(0)
     curve = (curved * steps).sum(0)
     best = scale + slope / curve
-    move = (
-        round_to_storage(
-            torch.where(best > 0, best, scale), state.scheme.scale_dtype, state.scheme.scale_bits
-        )
-        - scale
-    )
+    wanted = torch.where(best > 0, best, scale)
+    stored = round_to_storage(wanted, state.scheme.scale_dtype, state.scheme.scale_bits)
+    move = stored - scale
     # nan (a group whose codes are all 0 has no curve) compares false: the scale stays
-    move = torch.where(move * (move * curve - 2 * slope) < 0, move, 0.0)
-    scale += move
+    better = move * (move * curve - 2 * slope) < 0
+    move = torch.where(better, move, 0.0)
+    state.scale[group] = torch.where(better, stored, scale)
     state.error[first:last].addcmul_(steps, move, value=-1)
     pull.addcmul_(curved, move, value=-1)
 

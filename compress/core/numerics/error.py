@@ -13,8 +13,8 @@ _ROWS = 256
 def output_error(weight: Tensor, dequantized: Tensor, hessian: Tensor | None) -> float:
     """tr(E H E^T) / tr(W H W^T), E = W - Q: the share of the layer's output energy that is lost. No unit.
 
-    weight, dequantized: (O, I) float32; hessian: (I, I) float32. nan without a hessian or when the denominator
-    is not a positive number. 256 rows at a time, two temporaries of that size; products are float32, their
+    weight, dequantized: (O, I) float32; hessian: (I, I) float32. nan without a hessian or when the
+    denominator is not a positive number. 256 rows at a time, two temporaries of that size; products are float32, their
     sums float64.
     """
     if hessian is None:

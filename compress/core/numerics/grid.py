@@ -1,4 +1,4 @@
-"""Where the scales and zeros of a group go: from its minimum and maximum, or searched for least squared error.
+"""Where the scales and zeros of a group go: from its minimum and maximum, or searched for least error.
 
 A searched grid is the min-max grid shrunk by the factor that leaves the least error: a few clipped weights
 for finer steps everywhere else. Every candidate is judged on the scale as it will be stored.
@@ -31,17 +31,15 @@ class Grid:
 
 @dataclass(frozen=True)
 class Search:
-    """What is tried in each group: `steps` shrink factors, evenly from 1 to `shrink`; then, when there are zeros
-    to move, the zero one code down and up with three factors around the best. steps 1 is min-max."""
+    """What is tried in each group: `steps` shrink factors, evenly from 1 to `shrink`; then, when there are
+    zeros to move, the zero one code down and up with three factors around the best. steps 1 is min-max."""
 
     steps: int = 40
     shrink: float = 0.4
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise RecipeError(
-                f"steps {self.steps} tries no scale; use 1 (min-max) or more, 40 is the default"
-            )
+            raise RecipeError(f"steps {self.steps} tries no scale; use 1 (min-max) or more, 40 is the default")
         if not 0 < self.shrink <= 1:
             raise RecipeError(f"shrink {self.shrink} is out of range; use a factor above 0 and up to 1")
 
@@ -101,9 +99,7 @@ def _shares(importance: Tensor, scheme: Scheme) -> Tensor:
     return torch.where(peak > 0, groups / peak, 1.0)
 
 
-def _search_rows(
-    groups: Tensor, share: Tensor | None, scheme: Scheme, search: Search
-) -> tuple[Tensor, Tensor]:
+def _search_rows(groups: Tensor, share: Tensor | None, scheme: Scheme, search: Search) -> tuple[Tensor, Tensor]:
     """Best (scale, zero), each (R, G) float32, for `groups` (R, G, g); zero is constant when symmetric."""
     unit, zero = _cover(groups, scheme)
     if zero is None:
@@ -121,9 +117,7 @@ def _search_rows(
     return best[1], best[2]
 
 
-def _better(
-    best: tuple[Tensor, Tensor, Tensor], other: tuple[Tensor, Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _better(best: tuple[Tensor, Tensor, Tensor], other: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Group by group the candidate (error, scale, zero) with the smaller error; ties keep `best`."""
     wins = other[0] < best[0]
     return (
@@ -142,7 +136,7 @@ class _Trial:
 
     def judge(self, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(error, scale as stored, zero), each (R, G), of a candidate; error = sum of share * (w - q)^2."""
-        stored = round_to_storage(scale, self.scheme.scale_dtype)
+        stored = round_to_storage(scale, self.scheme.scale_dtype, self.scheme.scale_bits)
         step = (stored / self.unit).unsqueeze(2)
         top = 2**self.scheme.bits - 1
         work = torch.div(self.ratio, step, out=self.work).round_()
