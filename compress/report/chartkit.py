@@ -19,13 +19,18 @@ from compress.report import words
 GREY, ACCENT = "#94a3b8", "#0f9f90"
 PALETTE = ("#3b82c4", "#e08a3c", "#3fa37a", "#c2567a", "#8b6fc9", "#a58b2f", "#4fb3bf", "#8a8f98")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
+SIGNS = ("●", "■", "◆", "▲", "✚", "✖", "★", "⬢")
+BAR = "■"
 FONT = {"family": "system-ui, sans-serif", "size": 12}
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart: `key` is its id in the page, `said` what it shows in a sentence, `height` in pixels."""
+    """One chart: `key` is its id in the page, `said` what it shows in a sentence, `height` in pixels.
+
+    legend: name, colour and sign of each series; the page sets it in HTML, where it wraps on a phone.
+    """
 
     key: str
     group: str
@@ -33,6 +38,7 @@ class Chart:
     said: str
     figure: Json
     height: int = 320
+    legend: tuple[tuple[str, str, str], ...] = ()
 
 
 def label(name: object, limit: int = 28) -> str:
@@ -55,6 +61,19 @@ def symbol(index: int) -> str:
     return SYMBOLS[index % len(SYMBOLS)]
 
 
+def sign(index: int) -> str:
+    """The character that stands for `symbol(index)` in a legend."""
+    return SIGNS[index % len(SIGNS)]
+
+
+def log_ticks(low: float, high: float) -> Json:
+    """A logarithmic axis with ticks at 1, 2 and 5 (powers of ten only when it spans many), in full."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    steps = (1, 2, 5) if last - first <= 3 else (1,)
+    values = [step * 10.0**power for power in range(first, last + 1) for step in steps]
+    return {"type": "log", "tickvals": values, "ticktext": [f"{v:.12g}" for v in values]}
+
+
 def axis(title: str = "", settings: Json | None = None) -> Json:
     """An axis that cannot be dragged (a page is scrolled by touching its charts)."""
     base: Json = {"automargin": True, "fixedrange": True, "zeroline": False}
@@ -64,7 +83,7 @@ def axis(title: str = "", settings: Json | None = None) -> Json:
 
 
 def layout(x: Json, y: Json, settings: Json | None = None) -> Json:
-    """A transparent, self-sizing layout with the legend above."""
+    """A transparent, self-sizing layout without title and legend, which the page sets."""
     base: Json = {
         "autosize": True,
         "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
@@ -72,14 +91,7 @@ def layout(x: Json, y: Json, settings: Json | None = None) -> Json:
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": FONT,
         "hoverlabel": {"font": FONT},
-        "legend": {
-            "orientation": "h",
-            "xref": "container",
-            "x": 0,
-            "y": 1.02,
-            "yanchor": "bottom",
-            "traceorder": "normal",
-        },
+        "showlegend": False,
         "dragmode": False,
         "xaxis": x,
         "yaxis": y,

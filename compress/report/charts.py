@@ -12,6 +12,7 @@ from compress.core.types import LayerResult, RunRecord
 from compress.report import summary, words
 from compress.report.chartkit import (
     ACCENT,
+    BAR,
     GREY,
     PALETTE,
     Chart,
@@ -20,7 +21,9 @@ from compress.report.chartkit import (
     color,
     label,
     layout,
+    log_ticks,
     sentence,
+    sign,
     symbol,
 )
 from compress.report.compare import kl_chart, quality_chart, speed_chart
@@ -83,7 +86,8 @@ def parts_chart(record: RunRecord) -> Chart | None:
     if "Rest" in shown:
         said += "; Rest is what no layer below holds: norms, biases, file headers"
     figure = {"data": traces, "layout": layout(axis("MB"), ticks, {"barmode": "stack", "bargap": 0.35})}
-    return Chart("parts", "size", "Where the bytes are", sentence(said), figure, 250)
+    legend = tuple((name, color(i), BAR) for i, name in enumerate(shown))
+    return Chart("parts", "size", "Where the bytes are", sentence(said), figure, 220, legend)
 
 
 def block_bytes_chart(record: RunRecord) -> Chart | None:
@@ -106,12 +110,14 @@ def block_bytes_chart(record: RunRecord) -> Chart | None:
     for name in [part for part in summary.PARTS if part in after]:
         traces.append(_column(name, after[name], top, {"color": PALETTE[summary.PARTS.index(name)]}))
         top = {b: top[b] + after[name][b] for b in blocks}
-    x, y = axis("block", {"showgrid": False}), axis("MB", {"rangemode": "tozero"})
+    x, y = block_axis("block", blocks), axis("MB", {"rangemode": "tozero"})
     old, new = sum(before.values()), sum(top.values())
     said = f"{words.plural(len(blocks), 'block')} went from {words.size(old)} to {words.size(new)}"
     said += f", {old / new:.2f} times smaller" if new else ""
     figure = {"data": traces, "layout": layout(x, y, {"barmode": "overlay", "bargap": 0.2})}
-    return Chart("block-bytes", "size", "Bytes by block", sentence(said), figure)
+    series = [(name, PALETTE[summary.PARTS.index(name)], BAR) for name in summary.PARTS if name in after]
+    legend = (("original", GREY, "□"), *series)
+    return Chart("block-bytes", "size", "Bytes by block", sentence(said), figure, 300, legend)
 
 
 def _column(name: str, values: dict[int, int], base: dict[int, int], marker: Json) -> Json:
@@ -131,6 +137,12 @@ def _column(name: str, values: dict[int, int], base: dict[int, int], marker: Jso
 
 
 Grid = dict[str, dict[int, float]]
+
+
+def block_axis(title: str, blocks: list[int]) -> Json:
+    """Whole block numbers only: plotly would write halves between a few blocks."""
+    step = {"dtick": 1} if len(blocks) <= 12 else {"dtick": 5} if len(blocks) <= 60 else {}
+    return axis(title, {"showgrid": False, **step})
 
 
 def _grid(layers: Iterable[LayerResult], value: Callable[[LayerResult], float], worst: bool) -> Grid:
@@ -177,7 +189,7 @@ def bits_chart(record: RunRecord) -> Chart | None:
     low, high = min(values), max(values)
     span = f"{low:.2f}" if high - low < 0.005 else f"{low:.2f} to {high:.2f}"
     said = f"layers are stored with {span} bits per weight, scales and zeros included"
-    figure = {"data": [heat], "layout": layout(axis("block", {"showgrid": False}), y)}
+    figure = {"data": [heat], "layout": layout(block_axis("block", blocks), y)}
     height = 110 + 28 * max(4, len(names))
     return Chart("bits", "size", "Bits per weight by layer", sentence(said), figure, height)
 
@@ -202,12 +214,15 @@ def layer_error_chart(record: RunRecord) -> Chart | None:
         }
         for i, (role, points) in enumerate(roles.items())
     ]
-    y = axis(f"{what}, %", {"type": "log", "dtick": "D2", "exponentformat": "none"})
+    blocks = sorted({block for points in roles.values() for block in points})
+    shown = [100 * v for points in roles.values() for v in points.values()]
+    y = axis(f"{what}, %", log_ticks(min(shown), max(shown)))
     peak = summary.worst(record, 1)[0]
     said = f"the largest {what} is {words.percent(summary.error_of(peak))}, in {words.clean(peak.layer, 120)}"
-    figure = {"data": traces, "layout": layout(axis("block", {"showgrid": False}), y)}
+    figure = {"data": traces, "layout": layout(block_axis("block", blocks), y)}
     title = f"{what[0].upper()}{what[1:]} by layer"
-    return Chart("layer-error", "error", title, sentence(said), figure, 400)
+    legend = tuple((words.short(role, 18), color(i), sign(i)) for i, role in enumerate(roles))
+    return Chart("layer-error", "error", title, sentence(said), figure, 380, legend)
 
 
 def block_error_chart(record: RunRecord) -> Chart | None:
@@ -235,6 +250,6 @@ def block_error_chart(record: RunRecord) -> Chart | None:
         said += f"; the most is {words.percent(peak.hidden_error)}, after block {peak.block}"
     figure = {
         "data": [trace],
-        "layout": layout(axis("after block", {"showgrid": False}), y, {"showlegend": False}),
+        "layout": layout(block_axis("after block", [b.block for b in points]), y),
     }
     return Chart("block-error", "error", "Held-out error by block", sentence(said), figure, 300)

@@ -16,6 +16,7 @@ from compress.report.chartkit import (
     layout,
     safe,
     sentence,
+    sign,
     symbol,
     value,
     whiskers,
@@ -58,14 +59,17 @@ def _against_size(record: RunRecord, name: str, key: str) -> Chart | None:
     said = f"{what}: " + "; ".join(
         f"{names[subject]} {value(found)} at {words.size(size.median)}" for subject, size, found in points[:8]
     )
-    figure = {"data": traces, "layout": layout(x, axis(safe(what, 40)), {"showlegend": True})}
+    if name == "perplexity" and summary.find(record, summary.target(record), "perplexity_ratio"):
+        said += ". The ratio above is paired by document, so it is known better than either perplexity"
+    figure = {"data": traces, "layout": layout(x, axis(safe(what, 40)))}
     title = f"{what[0].upper()}{what[1:]} against size"
-    return Chart(key, "quality", title, sentence(said), figure, 340)
+    legend = tuple((names[s], _shade(s, order.index(s)), sign(order.index(s))) for s, _, _ in points)
+    return Chart(key, "quality", title, sentence(said), figure, 320, legend)
 
 
 def _point(index: int, name: str, size: Measurement, found: Measurement) -> Json:
     """One subject; it keeps colour and marker from chart to chart."""
-    shade = GREY if found.subject == summary.ORIGINAL else color(index)
+    shade = _shade(found.subject, index)
     return {
         "type": "scatter",
         "mode": "markers",
@@ -79,6 +83,10 @@ def _point(index: int, name: str, size: Measurement, found: Measurement) -> Json
     }
 
 
+def _shade(subject: str, index: int) -> str:
+    return GREY if subject == summary.ORIGINAL else color(index)
+
+
 def speed_chart(record: RunRecord) -> Chart | None:
     """Speed of every subject with its interval, a panel for each measure."""
     names = summary.names_present(record, tuple(SPEEDS))
@@ -89,8 +97,8 @@ def speed_chart(record: RunRecord) -> Chart | None:
         return None
     traces: list[Json] = []
     short = summary.short_names(record, 18)
-    panels = {"rows": len(names), "columns": 1, "pattern": "independent", "ygap": 0.55}
-    drawing = layout({}, {}, {"showlegend": False, "bargap": 0.3, "grid": panels})
+    panels = {"rows": len(names), "columns": 1, "pattern": "independent", "ygap": 0.45}
+    drawing = layout({}, {}, {"bargap": 0.3, "grid": panels})
     ticks = {"tickvals": list(range(len(subjects))), "ticktext": [safe(short[s]) for s in subjects]}
     said = []
     for panel, name in enumerate(names):

@@ -83,10 +83,7 @@ def _title(record: RunRecord) -> str:
 
 
 def _body(record: RunRecord, drawn: list[Chart]) -> str:
-    by_group = {
-        key: "".join(chart(c.key, c.title, c.said, c.height) for c in drawn if c.group == key)
-        for key, _, _ in GROUPS
-    }
+    by_group = {key: "".join(chart(c) for c in drawn if c.group == key) for key, _, _ in GROUPS}
     extra = {
         "size": _roles(record),
         "quality": _subjects(record, "Quality by model", (*summary.QUALITY, *summary.other_names(record))),
@@ -157,21 +154,21 @@ def _subjects(record: RunRecord, caption: str, names: tuple[str, ...]) -> str:
     present = summary.names_present(record, names)
     if not present or (names == summary.SPEED and not present):
         return ""
-    columns = [Column("model"), *(Column(words.LABELS.get(name, name), True) for name in present)]
+    columns = [Column("model", code=True), *(Column(words.LABELS.get(name, name), True) for name in present)]
     rows = []
     for subject in summary.subjects(record):
         found = [summary.find(record, subject, name) for name in present]
         cells = [Cell(words.shown(m), words.interval(m), m.median if m else None) for m in found]
-        rows.append([Cell(words.clean(subject, 120)), *cells])
+        rows.append([subject, *cells])
     return table(caption, columns, rows)
 
 
 def _roles(record: RunRecord) -> str:
     what = summary.error_name(record.layers)
     columns = [
-        Column("role"),
+        Column("role", code=True),
         Column("layers", True),
-        Column("scheme"),
+        Column("scheme", code=True),
         Column("bits per weight", True),
         Column("original", True),
         Column("compressed", True),
@@ -179,11 +176,11 @@ def _roles(record: RunRecord) -> str:
         Column("worst", True),
         Column("fallbacks", True),
     ]
-    rows = [
+    rows: list[list[Cell | str]] = [
         [
             row.role,
             f"{row.layers:,}",
-            ", ".join(row.schemes[:4]),
+            Cell(words.clean(row.schemes[0], 40), words.clean(", ".join(row.schemes[1:4]), 80)),
             words.number(row.bits, 3),
             words.size(row.bytes_before),
             words.size(row.bytes_after),
@@ -198,8 +195,8 @@ def _roles(record: RunRecord) -> str:
 
 def _worst(record: RunRecord) -> str:
     columns = [
-        Column("layer"),
-        Column("scheme"),
+        Column("layer", code=True),
+        Column("scheme", code=True),
         Column(summary.error_name(record.layers), True),
         Column("why"),
     ]
@@ -217,11 +214,11 @@ def _worst(record: RunRecord) -> str:
 
 def _reasons(record: RunRecord) -> str:
     columns = [
-        Column("scheme"),
-        Column("method"),
+        Column("scheme", code=True),
+        Column("method", code=True),
         Column("layers", True),
         Column("why"),
-        Column("for example"),
+        Column("for example", code=True),
     ]
     rows = [
         [scheme, method, f"{n:,}", reason, example]
@@ -238,20 +235,20 @@ def _reasons(record: RunRecord) -> str:
 def _layers(record: RunRecord) -> str:
     """The sortable table of layers: all of them, or the worst ones of a very large model."""
     columns = [
-        Column("layer"),
-        Column("shape"),
-        Column("scheme"),
-        Column("method"),
+        Column("layer", code=True),
+        Column("shape", code=True),
+        Column("scheme", code=True),
+        Column("method", code=True),
         Column("bits", True),
-        Column("original", True),
-        Column("compressed", True),
+        Column("bytes", True),
         Column("output error", True),
         Column("weight error", True),
         Column("tokens", True),
         Column("note"),
     ]
     many = len(record.layers) > MAX_ROWS
-    chosen = summary.worst(record, MAX_ROWS) if many else list(record.layers)
+    ranked = sorted(record.layers, key=lambda x: -summary.error_of(x) if summary.error_of(x) > 0 else 0.0)
+    chosen = ranked[:MAX_ROWS] if many else list(record.layers)
     made = table(
         f"{words.plural(len(chosen), 'layer')}; activate a heading to sort",
         columns,
@@ -271,12 +268,11 @@ def _layers(record: RunRecord) -> str:
 def _layer(x: LayerResult) -> list[Cell | str]:
     bits = summary.bits_per_weight(x)
     return [
-        words.clean(x.layer, 160),
+        x.layer,
         f"{x.shape[0]:,} × {x.shape[1]:,}",
-        words.clean(x.scheme, 40),
-        words.clean(x.method, 40),
+        x.scheme,
+        x.method,
         Cell(words.number(bits, 3), key=bits),
-        Cell(words.size(x.bytes_before), key=x.bytes_before),
         Cell(words.size(x.bytes_after), key=x.bytes_after),
         Cell(words.percent(x.output_error), key=x.output_error),
         Cell(words.percent(x.weight_error), key=x.weight_error),
@@ -300,7 +296,7 @@ def _samples(record: RunRecord) -> str:
 
 
 def _verified(record: RunRecord) -> str:
-    columns = [Column("runtime"), Column("verdict"), Column("details")]
+    columns = [Column("runtime", code=True), Column("verdict", code=True), Column("details")]
     word = {True: "agrees", False: "DISAGREES", None: "judged"}
     tone = {True: "good", False: "bad", None: ""}
     rows: list[list[Cell | str]] = [

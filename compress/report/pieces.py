@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.report import words
+from compress.report.chartkit import Chart
 from compress.report.summary import Figure
 
 
@@ -24,10 +25,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A table column; numbers are set right and sort by `Cell.key`."""
+    """A table column; numbers are set right and sort by `Cell.key`, codes (schemes, roles) do not wrap."""
 
     title: str
     numeric: bool = False
+    code: bool = False
 
 
 def esc(text: object, limit: int = 4000, lines: bool = False) -> str:
@@ -75,12 +77,11 @@ def _head(column: Column, sortable: bool) -> str:
 
 def _cell(cell: Cell | str, column: Column) -> str:
     cell = Cell(cell) if isinstance(cell, str) else cell
-    kind = " ".join(filter(None, ("num" if column.numeric else "", cell.tone)))
+    kind = " ".join(filter(None, ("num" if column.numeric else "", "code" if column.code else "", cell.tone)))
     below = f"<small>{esc(cell.below)}</small>" if cell.below else ""
-    key = f' data-key="{cell.key!r}"' if words.finite(cell.key) else ""
-    return (
-        f"<td{f' class={chr(34)}{esc(kind)}{chr(34)}' if kind else ''}{key}>{esc(cell.text, 400)}{below}</td>"
-    )
+    key = f' data-key="{float(cell.key)!r}"' if cell.key is not None and words.finite(cell.key) else ""
+    text = words.middle_cut(words.clean(cell.text), 72) if column.code else cell.text
+    return f"<td{f' class={chr(34)}{esc(kind)}{chr(34)}' if kind else ''}{key}>{esc(text, 400)}{below}</td>"
 
 
 def card(figure: Figure) -> str:
@@ -110,11 +111,17 @@ def code(text: str) -> str:
     return f'<div class="scroll" tabindex="0" role="region" aria-label="command">{inner}</div>'
 
 
-def chart(key: str, title: str, said: str, height: int) -> str:
-    """The place of one chart, with its summary in words."""
+def chart(drawn: Chart) -> str:
+    """The place of one chart, with its legend and its summary in words."""
+    key, title, said, height = drawn.key, drawn.title, drawn.said, drawn.height
+    names = "".join(
+        f'<li><span aria-hidden="true" style="color:{esc(shade)}">{esc(mark)}</span> {esc(name)}</li>'
+        for name, shade, mark in drawn.legend
+    )
+    legend = f'<ul class="legend">{names}</ul>' if names else ""
     name, style = f"chart-{esc(key)}", f"height:{int(height)}px"
     return (
-        f'<figure aria-labelledby="{name}-title"><h3 id="{name}-title">{esc(title)}</h3>'
+        f'<figure aria-labelledby="{name}-title"><h3 id="{name}-title">{esc(title)}</h3>{legend}'
         f'<div class="plot" id="{name}" role="img" aria-label="{esc(said)}" style="{style}"></div>'
         f"<figcaption>{esc(said)}</figcaption></figure>"
     )

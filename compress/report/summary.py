@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class RoleRow:
-    """All layers of one role: bytes, stored bits per weight, median and worst error (NaN when unknown)."""
+    """All layers of one role: schemes (most used first), stored bits, bytes, median and worst error."""
 
     role: str
     layers: int
@@ -266,7 +267,7 @@ def _role(role: str, layers: list[LayerResult]) -> RoleRow:
     return RoleRow(
         role=role,
         layers=len(layers),
-        schemes=tuple(dict.fromkeys(layer.scheme for layer in layers)),
+        schemes=tuple(name for name, _ in Counter(layer.scheme for layer in layers).most_common()),
         bits=8 * after / weights if weights else math.nan,
         bytes_before=sum(layer.bytes_before for layer in layers),
         bytes_after=after,

@@ -237,9 +237,9 @@ def plain_value(value: object, limit: int = 400) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
-        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+        return f"{value:,}" if abs(value) >= 1000 else str(value)
     if isinstance(value, float):
-        return number(value)
+        return f"{value:.6g}" if math.isfinite(value) else MISSING
     if isinstance(value, dict):
         if value and all(isinstance(item, bool) for item in value.values()):
             return clean(", ".join(str(key) for key, item in value.items() if item) or "none", limit)
