@@ -12,7 +12,8 @@ from typing import Any
 
 from compress.core.errors import ModelError, RecipeError, StorageError
 from compress.core.fingerprint import file_sha256
-from compress.core.safetensors_file import Pending, TensorEntry, atomic_write, from_entry, read_header, write_file
+from compress.core.files import write_json
+from compress.core.safetensors_file import Pending, TensorEntry, from_entry, read_header, write_file
 
 SIDE = "compress.codes."
 OWN = "compress."
@@ -82,11 +83,6 @@ def _write_sharded(folder: Path, stem: str, entries: dict[str, TensorEntry], max
         folder / f"{stem}.safetensors.index.json",
         {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))},
     )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write readable JSON atomically."""
-    atomic_write(path, [json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False).encode() + b"\n"])
 
 
 def copy_companions(source: Path, out: Path) -> list[str]:

@@ -8,7 +8,6 @@ hostile until proven: every offset is checked against the file's size before any
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.core.errors import ModelError, StorageError
+from compress.core.errors import ModelError
+from compress.core.files import atomic_write
 
 MAX_HEADER = 100_000_000
 _DTYPES = {
@@ -80,7 +80,7 @@ def _entry(path: Path, name: str, info: Any, start: int, size: int) -> TensorEnt
 def read_tensor(entry: TensorEntry) -> Tensor:
     """One tensor in memory of its own. Raises ModelError when the file ends early."""
     tensor = torch.empty(entry.shape, dtype=entry.dtype)
-    view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if entry.nbytes else memoryview(b"")
+    view = _bytes_of(tensor) if entry.nbytes else memoryview(b"")
     done = 0
     with entry.path.open("rb", buffering=0) as file:
         file.seek(entry.offset)
@@ -145,41 +145,9 @@ def _chunks(header: bytes, tensors: Iterable[tuple[str, Pending]]) -> Iterable[b
         if tensor.dtype != item.dtype or tuple(tensor.shape) != item.shape:
             raise ValueError(f"{name} became {tensor.dtype} {tuple(tensor.shape)}, {item.dtype} {item.shape} was promised")
         if item.nbytes:
-            yield memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+            yield _bytes_of(tensor)
 
 
-def atomic_write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    """Write chunks to `path` through a temporary file: after a crash the old or the new file is there, never half.
-
-    Raises StorageError with the remedy when the disk is full or refuses.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb", buffering=0) as file:
-            for chunk in chunks:
-                view = memoryview(chunk)
-                while view:
-                    view = view[file.write(view[: 1 << 26]) :]
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(
-            f"{path} cannot be written: {error.strerror}; free some space and run the same command again, it resumes"
-        ) from None
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable. Some file systems cannot; then there is nothing to do."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor, shared, not copied."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

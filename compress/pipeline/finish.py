@@ -6,9 +6,9 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from compress.core.artifact import atomic_write, write_json
 from compress.core.checkpoint import Checkpoint
 from compress.core.errors import MissingExtraError, VerificationError
+from compress.core.files import atomic_write, write_json
 from compress.core.journal import Journal
 from compress.core.types import Generation, Plan, RunRecord, Scheme, Structure, TokenSet
 from compress.measure.client import Worker

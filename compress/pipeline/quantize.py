@@ -15,6 +15,7 @@ from compress.core import artifact, device
 from compress.core.blocks import find_structure
 from compress.core.checkpoint import Checkpoint
 from compress.core.fingerprint import Fingerprint, file_sha256
+from compress.core.files import write_json
 from compress.core.journal import WORK, Journal
 from compress.core.opening import Opened, resolve
 from compress.core.registry import load
@@ -157,7 +158,7 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     )
     notes = [*opened.notes, *plan.notes, *([structure.generic] if structure.generic else [])]
     data = None
-    if (method.needs or recipe.eval_samples) and (because := _cannot_read_text(checkpoint)):
+    if (method.needs or recipe.eval_samples) and (because := _cannot_stream(checkpoint, structure)):
         notes.append(because)
     elif method.needs or recipe.eval_samples:
         data = _data(recipe, opened, checkpoint)
@@ -177,10 +178,15 @@ def _refuses(checkpoint: Checkpoint) -> uniform.Refuses:
     return refuses
 
 
-def _cannot_read_text(checkpoint: Checkpoint) -> str | None:
+def _cannot_stream(checkpoint: Checkpoint, structure: Structure) -> str | None:
     main = getattr(checkpoint.model, "main_input_name", "input_ids")
     if main != "input_ids":
         return f"the model reads {main}, not text: weights are rounded to nearest and nothing is measured"
+    if structure.blocks[0].name == "":
+        return "the model is not a list of blocks: weights are rounded to nearest and nothing is measured"
+    repeats = int(getattr(checkpoint.config, "num_hidden_layers", 0) or 0)
+    if repeats > len(structure.blocks):
+        return f"one block stands for {repeats} layers: weights are rounded to nearest and nothing is measured"
     return None
 
 
@@ -221,7 +227,7 @@ def fingerprint(ready: Prepared, threads: int) -> Fingerprint:
     found["calibration text"] = ready.data.calibration.digest if ready.data else None
     found["held-out text"] = ready.data.heldout.digest if ready.data else None
     found["threads"] = threads
-    versions = ready.environment.get("versions", {})
+    versions = ready.environment["packages"]
     found["versions"] = {name: versions.get(name) for name in ("torch", "transformers")}
     found["compress"] = compress.__version__
     return found
@@ -266,7 +272,7 @@ def _write_artifact(ready: Prepared, store: Store, out: Path, threads: int) -> N
     artifact.copy_companions(ready.opened.folder, out)
     quantization = finish.quantization_config(ready.checkpoint, ready.structure, ready.plan, store)
     artifact.write_config(ready.opened.folder, out, ready.dtype, quantization)
-    artifact.write_json(out / "compress" / "plan.json", uniform.to_json(ready.plan))
+    write_json(out / "compress" / "plan.json", uniform.to_json(ready.plan))
     finish.write_readme(out, ready.opened.name, ready.plan, ready.notes)
     manifest = {
         "format": "compressed-tensors",
@@ -274,10 +280,10 @@ def _write_artifact(ready: Prepared, store: Store, out: Path, threads: int) -> N
         "model": ready.opened.name,
         "fingerprint": fingerprint(ready, threads),
         "recipe": ready.recipe.model_dump(exclude={"out"}),
-        "environment": {k: ready.environment[k] for k in ("versions", "cpu") if k in ready.environment},
+        "environment": {k: ready.environment[k] for k in ("python", "packages", "cpu", "threads")},
         "files": artifact.hashes(out),
     }
-    artifact.write_json(out / artifact.MANIFEST, manifest)
+    write_json(out / artifact.MANIFEST, manifest)
 
 
 def describe(ready: Prepared) -> dict[str, Any]:

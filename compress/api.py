@@ -1,0 +1,44 @@
+"""The Python API: the same stages that the commands call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from compress.core.types import RunRecord, TokenSet
+from compress.measure.bench import run_bench
+from compress.measure.settings import BenchSettings
+from compress.pipeline import quantize as stage
+from compress.recipe import Recipe
+
+__all__ = ["bench", "quantize"]
+
+
+def quantize(
+    model: str | Recipe = "demo",
+    out: str = "",
+    bits: int = 4,
+    data: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> RunRecord:
+    """Quantize a model and return the record of the run; calling it again resumes or returns the finished run.
+
+    model: a folder, hub id or .gguf file, or a whole Recipe (then `out`, `bits` and `data` are taken from it).
+    out: output folder, by default named after the model. progress: called with (stage, done, total).
+
+    Raises the errors of compress.core.errors: InputError for models, data and settings that cannot be used,
+    VerificationError when the written file does not agree with the compressed model.
+    """
+    recipe = model if isinstance(model, Recipe) else Recipe.build(model=model, out=out, bits=bits, data=data)
+    hooks = stage.Hooks(report=progress) if progress else stage.Hooks()
+    return stage.quantize(recipe, overwrite, hooks)
+
+
+def bench(subjects: tuple[str, ...], heldout: TokenSet | None = None, dtype: str = "float32") -> RunRecord:
+    """Measure model folders side by side, each opened by plain transformers in a fresh process.
+
+    subjects: the first is the reference. heldout: token ids to score (None: speed, memory and size only).
+    """
+    settings = BenchSettings(subjects=subjects, data=heldout, dtype=dtype, quality=heldout is not None)
+    measurements, notes = run_bench(settings, lambda *_: None)
+    return RunRecord("bench", {"name": subjects[0]}, None, measurements=tuple(measurements), notes=tuple(notes))

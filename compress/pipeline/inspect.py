@@ -1,0 +1,109 @@
+"""The stage behind `compress inspect`: structure and sizes from headers alone."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from compress.core import device
+from compress.core.artifact import MANIFEST, open_artifact
+from compress.core.blocks import find_structure
+from compress.core.checkpoint import Checkpoint
+from compress.core.opening import resolve
+from compress.core.types import LayerRef, Measurement, RunRecord
+from compress.measure.size import weight_bytes
+from compress.pipeline.inputs import quiet_libraries
+from compress.plan.uniform import all_layers
+
+
+def inspect(model: str, allow_pickle: bool, trust_remote_code: bool, say: Callable[[str], None]) -> RunRecord:
+    """What `model` (anything that quantize takes, or an artifact) is made of. Raises ModelError."""
+    quiet_libraries()
+    if (Path(model) / MANIFEST).is_file():
+        return _artifact(Path(model))
+    opened = resolve(model, allow_pickle, say)
+    checkpoint = Checkpoint(opened.folder, trust_remote_code)
+    structure = find_structure(checkpoint.model, checkpoint.config)
+    stored = Counter(str(entry.dtype).removeprefix("torch.") for entry in checkpoint.entries.values())
+    card = {
+        "name": opened.name,
+        "architecture": structure.architecture,
+        "parameters": checkpoint.parameters,
+        "bytes": checkpoint.nbytes,
+        "dtypes": dict(stored.most_common()),
+        "blocks": len(structure.blocks),
+        "stacks": list(dict.fromkeys(block.stack for block in structure.blocks)),
+        "tied": structure.tied,
+        "roles": [_role(role, layers) for role, layers in _by_role(all_layers(structure)).items()],
+    }
+    notes = (*opened.notes, *([structure.generic] if structure.generic else []))
+    sizes = (Measurement("original", "bytes", "bytes", checkpoint.nbytes),)
+    return RunRecord("inspect", card, None, measurements=sizes, notes=notes, environment=device.environment())
+
+
+def _artifact(path: Path) -> RunRecord:
+    manifest = open_artifact(path).manifest
+    plan = json.loads((path / "compress" / "plan.json").read_text(encoding="utf-8"))
+    schemes = Counter(line["scheme"] for line in plan["layers"].values())
+    card = {"name": manifest["model"], "format": manifest["format"], "schemes": dict(schemes.most_common())}
+    sizes = (Measurement(str(path), "bytes", "bytes", weight_bytes(path)),)
+    notes = ("every file has the sha256 that its manifest names",)
+    return RunRecord("inspect", card, str(path), plan=plan, measurements=sizes, notes=notes, environment=device.environment())
+
+
+def _by_role(layers: list[LayerRef]) -> dict[str, list[LayerRef]]:
+    groups: dict[str, list[LayerRef]] = {}
+    for layer in layers:
+        groups.setdefault(layer.role, []).append(layer)
+    return groups
+
+
+def _role(role: str, layers: list[LayerRef]) -> dict[str, Any]:
+    return {
+        "role": role,
+        "layers": len(layers),
+        "shapes": sorted({f"{rows} x {columns}" for rows, columns in (layer.shape for layer in layers)}),
+        "parameters": sum(layer.shape[0] * layer.shape[1] for layer in layers if layer.tied_to is None),
+        "stored": sorted({layer.container for layer in layers}),
+        "fused_with": sorted({name.rpartition(".")[2] for layer in layers for name in layer.fused_with}),
+        "tied_to": next((layer.tied_to for layer in layers if layer.tied_to), None),
+    }
+
+
+def show(record: RunRecord, console: Console) -> None:
+    """Print what was found."""
+    card = dict(record.model)
+    roles = card.pop("roles", [])
+    head = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in card.items():
+        head.add_row(name, escape(_plain(value)))
+    console.print(head)
+    if roles:
+        table = Table(title=None, header_style="bold")
+        for column in ("role", "layers", "shapes (out x in)", "parameters", "stored as", "shares its input with"):
+            table.add_column(column, justify="right" if column in ("layers", "parameters") else "left")
+        for line in roles:
+            shared = line["tied_to"] and f"tied to {line['tied_to']}" or ", ".join(line["fused_with"])
+            cells = (line["role"], str(line["layers"]), ", ".join(line["shapes"][:3]), f"{line['parameters']:,}")
+            table.add_row(*map(escape, (*cells, ", ".join(line["stored"]), shared)))
+        console.print(table)
+    for note in record.notes:
+        console.print(f"· {note}", markup=False)
+    name = record.artifact or card.get("name", "MODEL")
+    verb = f"compress report {name}" if record.artifact else "compress quantize MODEL --bits 4"
+    console.print(f"Next: {verb}", markup=False)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} ({count})" for name, count in value.items())
+    if isinstance(value, list):
+        return ", ".join(str(item) or "the whole model" for item in value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
