@@ -189,6 +189,8 @@ class Worker:
             raise _error(reply["error"], self.name)
         if "bytes" not in reply:
             return reply["result"]
+        if not reply["bytes"]:
+            return torch.empty(reply["shape"])
         data = bytearray(reply["bytes"])
         if stdout.readinto(data) != len(data):  # type: ignore[attr-defined]
             raise self._died()
@@ -205,8 +207,8 @@ class Worker:
         free = f"{self.free_bytes / 2**30:.1f} GiB were free when it started"
         if code < 0:
             return CompressError(
-                f"the process measuring {self.name or 'models'} was killed by {signal.Signals(-code).name}; "
-                f"{free}: if the system ran out, give it more memory or a smaller --dtype"
+                f"the process measuring {self.name or 'models'} was killed by {signal.Signals(-code).name} "
+                f"({free}); if memory ran out, use a smaller --dtype or a larger machine"
             )
         self._stderr.seek(0)
         tail = self._stderr.read()[-2000:].decode(errors="replace").strip().splitlines()

@@ -148,8 +148,9 @@ def _answer(out: IO[bytes], reply: dict[str, Any]) -> None:
     if hasattr(result, "numpy"):
         array = result.numpy().astype("<f4", copy=False)
         _send(out, {"result": None, "shape": list(array.shape), "bytes": array.nbytes})
-        out.write(memoryview(array).cast("B"))
-        out.flush()
+        if array.size:  # an empty view cannot be cast
+            out.write(memoryview(array).cast("B"))
+            out.flush()
     else:
         _send(out, reply)
 
