@@ -9,8 +9,11 @@ Differs from the paper in result, and why:
   diag(H) does not scatter a group's members;
 - scales are searched, weighting a column by R[j, j]^2 rather than by H[j, j]: what rounding it costs once
   later columns have made good what they can (tr(E H E^T) 9 % lower at 3 and 4 bit on SmolLM2-135M);
+- with n tokens for I inputs the off-diagonal of H is scaled by n / (n + shrinkage * I): what a small sample
+  says about two inputs together is mostly noise (an input seen by I / 4 tokens: error .54 of round-to-nearest's
+  where plain damping gives .87; from 8 * I tokens on nothing changes);
 - `rounds` of coordinate descent and closed-form scale refit follow (another 7 % at 4 bit, 14 % at 2 bit).
-`act_order=False, scales="minmax", rounds=0` is the paper's algorithm.
+`CLASSIC` is the paper's algorithm.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ class Options:
     static groups; without it columns go in order and a group's scale is found when the solver reaches it.
     scales: what a group's scale minimises: `hessian` the squared error weighted by what each column costs,
     `mse` the plain squared error, `minmax` nothing. rounds: coordinate descent and scale refit afterwards.
+    shrinkage: inputs count as this many tokens of doubt about how they go together; 0 takes H as it is.
     column_block: columns updated together; changes speed, not the method.
     steps, shrink: how many scale factors are tried, from 1 down to what.
     """
@@ -48,6 +52,7 @@ class Options:
     act_order: bool = True
     scales: Literal["hessian", "mse", "minmax"] = "hessian"
     rounds: int = 2
+    shrinkage: float = 0.25
     column_block: int = 128
     steps: int = 40
     shrink: float = 0.4
@@ -59,9 +64,14 @@ class Options:
             raise RecipeError(f"scales {self.scales!r} is unknown; use hessian, mse or minmax")
         if self.rounds < 0:
             raise RecipeError(f"rounds {self.rounds} is impossible; use 0 (none) or more, 2 is the default")
+        if not 0 <= self.shrinkage <= 10:
+            raise RecipeError(f"shrinkage {self.shrinkage} is out of range; use 0 (none) to 10, 0.25 is the default")
         if self.column_block < 1:
             raise RecipeError(f"column_block {self.column_block} is impossible; use 1 or more, 128 by default")
         Search(self.steps, self.shrink)  # refuses what it cannot hold
+
+
+CLASSIC = Options(act_order=False, scales="minmax", rounds=0, shrinkage=0.0)
 
 
 def quantize(weight: Tensor, stats: LayerStats | None, scheme: Scheme, options: Options) -> tuple[QTensor, str | None]:
@@ -82,7 +92,7 @@ def quantize(weight: Tensor, stats: LayerStats | None, scheme: Scheme, options: 
         quantized = round_to_nearest(weight, _grid(weight, None, scheme, options), scheme)
         return quantized, "no calibration token reached this layer: rounded to nearest"
     _require_hessian(stats.hessian, weight.shape[1])
-    problem, notes = _problem(stats.hessian, options)
+    problem, notes = _problem(stats, options)
     if stats.n_tokens < _FEW * weight.shape[1]:
         notes.append(f"only {stats.n_tokens} tokens reached the {weight.shape[1]} inputs of this layer")
     quantized = _solve(weight, problem, scheme, options)
@@ -118,14 +128,16 @@ def _require_hessian(hessian: Tensor, in_features: int) -> None:
         )
 
 
-def _problem(hessian: Tensor, options: Options) -> tuple[_Problem, list[str]]:
-    """The damped hessian and its factor, with more damping than asked (and a note) when it takes that."""
-    diagonal = hessian.diagonal()
+def _problem(stats: LayerStats, options: Options) -> tuple[_Problem, list[str]]:
+    """The shrunk, damped hessian and its factor, with more damping than asked (and a note) when it takes that."""
+    diagonal = stats.hessian.diagonal()
     mean = float(diagonal.double().mean())
-    scaled = hessian / mean if mean > 0 else torch.zeros_like(hessian)
+    trust = stats.n_tokens / (stats.n_tokens + options.shrinkage * len(diagonal))
+    scaled = stats.hessian * (trust / mean) if mean > 0 else torch.zeros_like(stats.hessian)
+    scaled.diagonal().div_(trust)
     # an input that was always 0 costs nothing: 1 keeps the factor finite and leaves its column alone
     extra = (scaled.diagonal() == 0).to(scaled.dtype)
-    order = torch.arange(len(diagonal), device=hessian.device)
+    order = torch.arange(len(diagonal), device=diagonal.device)
     if options.act_order:
         order = torch.argsort(diagonal, descending=True, stable=True)
     damp, added = options.damp, 0.0
