@@ -1,0 +1,1 @@
+"""Suites that reproduce every figure we publish: `python -m benchmarks [SUITE ...]`."""
