@@ -150,11 +150,7 @@ class Browser:
 
     def requests(self) -> list[str]:
         """Addresses other than the page itself that it asked for; data: and blob: stay on the machine."""
-        asked = [
-            e["params"]["request"]["url"]
-            for e in self.events
-            if e.get("method") == "Network.requestWillBeSent"
-        ]
+        asked = [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
         return [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
 
     def screenshot(self, target: Path, full: bool = True) -> None:
@@ -164,7 +160,5 @@ class Browser:
 
     def pdf(self, target: Path) -> None:
         """The page as it prints on A4."""
-        made = self.call(
-            "Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69, "printBackground": True}
-        )
+        made = self.call("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69, "printBackground": True})
         target.write_bytes(base64.b64decode(made["data"]))

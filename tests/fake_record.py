@@ -169,14 +169,7 @@ def _layer(block: int, role: str, bits: int) -> LayerResult:
     wide = role == "down_proj" and block in (0, 1, 29)
     used = 8 if wide else bits
     stored = rows * cols * used // 8 + rows * cols // 64 * 2 + rows * cols // 64 * used // 8
-    error = (
-        0.0042
-        * HARD[role]
-        * (1 + 0.06 * block)
-        * noise.uniform(0.7, 1.4)
-        * (0.02 if wide else 1)
-        * 4 ** (4 - bits)
-    )
+    error = 0.0042 * HARD[role] * (1 + 0.06 * block) * noise.uniform(0.7, 1.4) * (0.02 if wide else 1) * 4 ** (4 - bits)
     home = "self_attn" if role[0] in "qkvo" else "mlp"
     return LayerResult(
         layer=f"model.layers.{block}.{home}.{role}",
@@ -205,9 +198,7 @@ def _block(block: int) -> BlockResult:
     return BlockResult(block, f"model.layers.{block}", error, 1 - error / 2, 7.1 + block % 3)
 
 
-def _quality(
-    subject: str, n_bytes: float, parameters: int, ratio: float | None, kl: float
-) -> tuple[Measurement, ...]:
+def _quality(subject: str, n_bytes: float, parameters: int, ratio: float | None, kl: float) -> tuple[Measurement, ...]:
     found = [
         Measurement(subject, "bytes", "bytes", n_bytes),
         Measurement(subject, "bits_per_weight", "bits", 8 * n_bytes / parameters),
@@ -281,9 +272,7 @@ def encoder_record() -> RunRecord:
     """An encoder: no perplexity, no generations, only hidden_cosine; one layer without statistics."""
     full = quantize_record(6)
     out = "MiniLM-int8"
-    layers = tuple(
-        dataclasses.replace(x, output_error=math.nan) if x.role == "v_proj" else x for x in full.layers
-    )
+    layers = tuple(dataclasses.replace(x, output_error=math.nan) if x.role == "v_proj" else x for x in full.layers)
     sizes = (Measurement("original", "bytes", "bytes", 90.9e6), Measurement(out, "bytes", "bytes", 34.6e6))
     cosine = Measurement(out, "hidden_cosine", "", 0.9862, 0.9851, 0.9874, 16)
     return dataclasses.replace(
@@ -315,8 +304,7 @@ def chinese_record() -> RunRecord:
         model={**full.model, "name": "通义千问-零点六亿"},
         artifact=out,
         measurements=tuple(
-            dataclasses.replace(m, subject=m.subject if m.subject == "original" else out)
-            for m in full.measurements
+            dataclasses.replace(m, subject=m.subject if m.subject == "original" else out) for m in full.measurements
         ),
         generations=(
             Generation(
@@ -373,9 +361,7 @@ def hostile_record(attacks: tuple[str, ...] = ATTACKS) -> RunRecord:
             Measurement(attacks[13], "bytes", "bytes", 2e8),
         ),
         verified=({"runtime": attacks[0], "passed": False, attacks[1] + "k": attacks[2]},),
-        generations=tuple(
-            Generation(a, {"original": a, attacks[0]: pick[i + 1]}) for i, a in enumerate(attacks)
-        ),
+        generations=tuple(Generation(a, {"original": a, attacks[0]: pick[i + 1]}) for i, a in enumerate(attacks)),
         notes=attacks,
         stages={attacks[0] + "s": 1.0, attacks[6] + "s": 2.0},
         environment={attacks[0] + "e": attacks[1], "versions": {attacks[12] + "v": attacks[0]}},

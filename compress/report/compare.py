@@ -24,9 +24,9 @@ from compress.report.chartkit import (
 
 MAX_SUBJECTS = 24
 SPEEDS = {
-    "prefill_tokens_per_s": "prefill, tokens/s (more is better)",
-    "decode_tokens_per_s": "decode, tokens/s (more is better)",
-    "latency_ms": "latency, ms (less is better)",
+    "prefill_tokens_per_s": "prefill, tokens/s",
+    "decode_tokens_per_s": "decode, tokens/s",
+    "latency_ms": "latency, ms",
 }
 
 
@@ -90,9 +90,7 @@ def _shade(subject: str, index: int) -> str:
 def speed_chart(record: RunRecord) -> Chart | None:
     """Speed of every subject with its interval, a panel for each measure."""
     names = summary.names_present(record, tuple(SPEEDS))
-    subjects = [s for s in summary.subjects(record) if any(summary.find(record, s, n) for n in names)][
-        :MAX_SUBJECTS
-    ]
+    subjects = [s for s in summary.subjects(record) if any(summary.find(record, s, n) for n in names)][:MAX_SUBJECTS]
     if not subjects:
         return None
     traces: list[Json] = []
@@ -111,7 +109,14 @@ def speed_chart(record: RunRecord) -> Chart | None:
         said.append(f"{SPEEDS[name].split(',')[0]}: {listed}")
     height = len(names) * (74 + 28 * len(subjects)) + 20
     figure = {"data": traces, "layout": drawing}
-    return Chart("speed", "speed", "Speed, with 95 % intervals", sentence("; ".join(said)), figure, height)
+    return Chart(
+        "speed",
+        "speed",
+        "Speed, with 95 % intervals",
+        sentence("more tokens/s and fewer ms are better. " + "; ".join(said)),
+        figure,
+        height,
+    )
 
 
 def _bars(points: dict[int, Measurement], names: dict[str, str]) -> Json:

@@ -90,9 +90,7 @@ def _body(record: RunRecord, drawn: list[Chart]) -> str:
         "speed": _subjects(record, "Speed by model", summary.SPEED),
         "error": _worst(record),
     }
-    grouped = [
-        section(key, title, _figures(by_group[key]) + extra[key], intro) for key, title, intro in GROUPS
-    ]
+    grouped = [section(key, title, _figures(by_group[key]) + extra[key], intro) for key, title, intro in GROUPS]
     return "".join(
         (
             section("summary", "Summary", _cards(record), summary.basis(record)),
@@ -155,7 +153,7 @@ def _subjects(record: RunRecord, caption: str, names: tuple[str, ...]) -> str:
     if not present or (names == summary.SPEED and not present):
         return ""
     columns = [Column("model", code=True), *(Column(words.LABELS.get(name, name), True) for name in present)]
-    rows = []
+    rows: list[list[Cell | str]] = []
     for subject in summary.subjects(record):
         found = [summary.find(record, subject, name) for name in present]
         cells = [Cell(words.shown(m), words.interval(m), m.median if m else None) for m in found]
@@ -221,14 +219,9 @@ def _reasons(record: RunRecord) -> str:
         Column("for example", code=True),
     ]
     rows = [
-        [scheme, method, f"{n:,}", reason, example]
-        for scheme, method, reason, n, example in summary.reasons(record)
+        [scheme, method, f"{n:,}", reason, example] for scheme, method, reason, n, example in summary.reasons(record)
     ]
-    more = (
-        f'<p class="intro">The {len(rows) - 100} rarer decisions are in record.json.</p>'
-        if len(rows) > 100
-        else ""
-    )
+    more = f'<p class="intro">The {len(rows) - 100} rarer decisions are in record.json.</p>' if len(rows) > 100 else ""
     return table("What was done, and why", columns, rows[:100]) + more
 
 
@@ -258,9 +251,7 @@ def _layers(record: RunRecord) -> str:
     if not made:
         return ""
     if many:
-        said = (
-            f"The {len(chosen):,} with the largest error of {len(record.layers):,}; all are in record.json."
-        )
+        said = f"The {len(chosen):,} with the largest error of {len(record.layers):,}; all are in record.json."
         made = f'<p class="intro">{said}</p>{made}'
     return f'<div class="tall">{made}</div>'
 
@@ -309,9 +300,7 @@ def _verified(record: RunRecord) -> str:
 def _notes(record: RunRecord) -> str:
     notes = "".join(f"<li>{esc(note, 1000)}</li>" for note in record.notes[:MAX_NOTES])
     more = len(record.notes) - MAX_NOTES
-    return (
-        f"<ul>{notes}{f'<li>{more} more are in record.json</li>' if more > 0 else ''}</ul>" if notes else ""
-    )
+    return f"<ul>{notes}{f'<li>{more} more are in record.json</li>' if more > 0 else ''}</ul>" if notes else ""
 
 
 def _run(record: RunRecord) -> str:

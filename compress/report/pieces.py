@@ -51,14 +51,10 @@ def section(key: str, title: str, body: str, intro: str = "") -> str:
     return f'<section id="{esc(key)}"><h2>{esc(title)}</h2>{lead}{body}</section>'
 
 
-def table(
-    caption: str, columns: Sequence[Column], rows: Iterable[Sequence[Cell | str]], sortable: bool = False
-) -> str:
+def table(caption: str, columns: Sequence[Column], rows: Iterable[Sequence[Cell | str]], sortable: bool = False) -> str:
     """A table in its own scrolling container, which can be reached by keyboard."""
     heads = "".join(_head(column, sortable) for column in columns)
-    body = "".join(
-        f"<tr>{''.join(_cell(cell, c) for cell, c in zip(row, columns, strict=True))}</tr>" for row in rows
-    )
+    body = "".join(f"<tr>{''.join(_cell(cell, c) for cell, c in zip(row, columns, strict=True))}</tr>" for row in rows)
     if not body:
         return ""
     kind = ' class="sortable"' if sortable else ""
@@ -99,8 +95,7 @@ def card(figure: Figure) -> str:
 def facts(title: str, pairs: Iterable[tuple[object, object]]) -> str:
     """A card of names and values."""
     rows = "".join(
-        f"<div><dt>{esc(name, 80)}</dt><dd>{esc(words.plain_value(value))}</dd></div>"
-        for name, value in pairs
+        f"<div><dt>{esc(name, 80)}</dt><dd>{esc(words.plain_value(value))}</dd></div>" for name, value in pairs
     )
     return f'<div class="facts"><h3>{esc(title, 80)}</h3><dl>{rows}</dl></div>' if rows else ""
 

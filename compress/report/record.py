@@ -105,13 +105,9 @@ def read(path: str | Path) -> RunRecord:
             f"{target} does not exist; give the output folder of a run, or its compress/record.json"
         ) from None
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{target} is not UTF-8 text (byte {error.start}); give the record.json of a run"
-        ) from None
+        raise DataError(f"{target} is not UTF-8 text (byte {error.start}); give the record.json of a run") from None
     except OSError as error:
-        raise InputError(
-            f"{target} cannot be read: {error.strerror or error}; give the record.json of a run"
-        ) from None
+        raise InputError(f"{target} cannot be read: {error.strerror or error}; give the record.json of a run") from None
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -120,9 +116,7 @@ def read(path: str | Path) -> RunRecord:
             if isinstance(error, json.JSONDecodeError)
             else "nested or written oddly"
         )
-        raise DataError(
-            f"{target} is not JSON ({said}); the file was cut or edited, run the command again"
-        ) from None
+        raise DataError(f"{target} is not JSON ({said}); the file was cut or edited, run the command again") from None
     try:
         return from_json(data)
     except DataError as error:

@@ -141,20 +141,14 @@ def _figure(record: RunRecord, name: str) -> Figure | None:
     assert shown is not None
     notes = [words.interval(shown)]
     against_itself = name in ("kl", "top1_agreement", "hidden_cosine")
-    before = (
-        "" if ours is None or base is None or against_itself else words.amount(name, base.median, base.unit)
-    )
+    before = "" if ours is None or base is None or against_itself else words.amount(name, base.median, base.unit)
     if name == "perplexity" and (ratio := find(record, target(record), "perplexity_ratio")):
-        notes = [
-            f"{words.TIMES}{words.amount('perplexity_ratio', ratio.median)} {words.interval(ratio)}".strip()
-        ]
+        notes = [f"{words.TIMES}{words.amount('perplexity_ratio', ratio.median)} {words.interval(ratio)}".strip()]
     elif name in SPEED and ours and base and base.median > 0 and ours.median > 0:
         notes.insert(0, change(name, base.median, ours.median))
     label = words.LABELS.get(name, name)
     value = words.amount(name, shown.median, shown.unit)
-    return Figure(
-        label[0].upper() + label[1:], before, value, words.unit_of(shown), " ".join(filter(None, notes))
-    )
+    return Figure(label[0].upper() + label[1:], before, value, words.unit_of(shown), " ".join(filter(None, notes)))
 
 
 def basis(record: RunRecord) -> str:
@@ -246,9 +240,7 @@ def error_of(layer: LayerResult) -> float:
 
 def error_name(layers: tuple[LayerResult, ...]) -> str:
     """What `error_of` shows for these layers."""
-    measured = [layer for layer in layers if layer.scheme not in ("bfloat16", "float16", "float32")] or list(
-        layers
-    )
+    measured = [layer for layer in layers if layer.scheme not in ("bfloat16", "float16", "float32")] or list(layers)
     return "weight error" if all(math.isnan(layer.output_error) for layer in measured) else "output error"
 
 
@@ -345,9 +337,7 @@ def next_steps(record: RunRecord) -> list[Step]:
         opened = f"from transformers import {loader}\nmodel = {loader}.from_pretrained({out!r})"
         steps = [Step("open it in Python", opened)]
         if record.command != "bench":
-            steps.insert(
-                0, Step("measure quality and speed", f"compress bench {_quoted(model)} {_quoted(out)}")
-            )
+            steps.insert(0, Step("measure quality and speed", f"compress bench {_quoted(model)} {_quoted(out)}"))
         return steps
     names = [name for name in subjects(record) if name != ORIGINAL]
     source = model if model != "MODEL" else (names[0] if names else model)

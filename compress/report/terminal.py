@@ -68,9 +68,7 @@ def _title(record: RunRecord) -> RenderableType:
         words.clean(record.model.get("dtype") or "", 20),
     ]
     card = Text(" · ".join(filter(None, facts)), style=DIM)
-    return Group(
-        Text(), Rule(Text(f"compress {words.clean(record.command, 20)}"), align="left", style=DIM), line, card
-    )
+    return Group(Text(), Rule(Text(f"compress {words.clean(record.command, 20)}"), align="left", style=DIM), line, card)
 
 
 def _section(title: str, body: RenderableType) -> RenderableType:
@@ -119,9 +117,7 @@ def _subjects(record: RunRecord, names: tuple[str, ...], title: str, width: int)
     present = summary.names_present(record, names)
     if not _many(record) or not present:
         return None
-    table = _table(
-        ("model", False), *((_HEADINGS.get(name, words.clean(name, 16)), True) for name in present)
-    )
+    table = _table(("model", False), *((_HEADINGS.get(name, words.clean(name, 16)), True) for name in present))
     room = 15 if width < 116 else 30
     table.columns[0].no_wrap, table.columns[0].min_width = True, room
     table.padding = (0, 1, 0, 0) if width < 116 else (0, 3, 0, 0)
@@ -234,9 +230,7 @@ def _verified(record: RunRecord) -> RenderableType | None:
     lines = []
     for entry in record.verified:
         good = summary.passed(entry)
-        word, style = (
-            ("agrees", GOOD) if good else ("DISAGREES", BAD) if good is False else ("judged", STRONG)
-        )
+        word, style = ("agrees", GOOD) if good else ("DISAGREES", BAD) if good is False else ("judged", STRONG)
         line = Text(f"{summary.verifier(entry)}: ").append(word, style=style)
         details = summary.details(entry)
         lines.append(line.append(f" ({details})" if details else "", style=DIM))
@@ -267,7 +261,5 @@ def _next(record: RunRecord) -> RenderableType:
     lines: list[RenderableType] = []
     for step in summary.next_steps(record):
         lines.append(Text(f"{step.what}:", style=DIM))
-        lines += [
-            Text(f"  {line}", style=STRONG, no_wrap=True, overflow="ignore") for line in step.line.split("\n")
-        ]
+        lines += [Text(f"  {line}", style=STRONG, no_wrap=True, overflow="ignore") for line in step.line.split("\n")]
     return Group(_section("Next", Group(*lines)), Text(words.BYTES_NOTE, style=DIM))

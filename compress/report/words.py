@@ -51,11 +51,7 @@ def clean(text: object, limit: int = 4000, lines: bool = False) -> str:
             kept.append(char if lines else " ")
         elif unicodedata.category(char) == "Cs":
             kept.append("\ufffd")
-        elif (
-            unicodedata.category(char) != "Cc"
-            and char not in _REORDERING
-            and not 0xE0000 <= ord(char) <= 0xE007F
-        ):
+        elif unicodedata.category(char) != "Cc" and char not in _REORDERING and not 0xE0000 <= ord(char) <= 0xE007F:
             kept.append(char)
     result = "".join(kept)
     return result if len(result) <= limit else result[: limit - 1] + "…"
