@@ -53,7 +53,12 @@ def check_stored(out: Path) -> dict[str, Any]:
         if not torch.equal(theirs, ours):
             worst = float((theirs - ours).abs().max())
             raise VerificationError(f"{name} decodes differently in compressed-tensors (by {worst:.3g}); report this")
-    return {"check": "packed layers decoded by compressed-tensors", "layers": len(names), "difference": 0.0, "passed": True}
+    return {
+        "check": "packed layers decoded by compressed-tensors",
+        "layers": len(names),
+        "difference": 0.0,
+        "passed": True,
+    }
 
 
 def _decode(stored: dict[str, Tensor], arguments: Any) -> Tensor:

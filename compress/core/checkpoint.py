@@ -8,6 +8,7 @@ experts kept apart on disk and fused in memory); its own conversion tables are r
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -42,8 +43,12 @@ class Checkpoint:
         self.entries = read_index(folder)
         self.config = read_config(folder, trust_remote_code)
         self.trust_remote_code = trust_remote_code
-        self.model = build_skeleton(self.config, folder, trust_remote_code)
+        self.model: Any = build_skeleton(self.config, folder, trust_remote_code)
         self.sources = map_sources(self.model, self.entries)
+        if self._only_head_missing():
+            self.model = build_skeleton(self.config, folder, base=True)
+            self.sources = map_sources(self.model, self.entries)
+        self.computed = compute_parameters(self.model, self._missing())
         self._check_complete()
 
     @property
@@ -54,16 +59,21 @@ class Checkpoint:
     @property
     def parameters(self) -> int:
         """Number of weights, tied ones once."""
-        return sum(p.numel() for p in self.model.parameters())
+        return sum(int(p.numel()) for p in self.model.parameters())
 
     def dtype_of(self, param: str) -> torch.dtype:
-        """The dtype that a parameter has on disk."""
+        """The dtype that a parameter has on disk, or was computed in."""
+        if param in self.computed:
+            return self.computed[param].dtype
         return self.entries[self.sources[param].keys[0]].dtype
 
     def load(self, param: str) -> Tensor:
         """One parameter as the model has it, in the dtype of the file. Raises ModelError for NaN, Inf, bad shapes."""
+        if param in self.computed:
+            return self.computed[param].clone()
         source = self.sources[param]
         expected = tuple(self.model.get_parameter(param).shape)
+        tensor: Tensor
         if source.converter is None:
             tensor = read_tensor(self.entries[source.keys[0]])
         else:
@@ -84,7 +94,7 @@ class Checkpoint:
         for key in source.keys:
             converter.add_tensor(param, key, source.pattern_of[key], read_tensor(self.entries[key]))
         made = converter.convert(param, model=self.model, config=self.config)
-        tensor = made[param]
+        tensor: Tensor | list[Tensor] = made[param]
         return tensor[0] if isinstance(tensor, list) else tensor
 
     def fill(self, prefix: str, dtype: torch.dtype = torch.float32) -> None:
@@ -113,8 +123,19 @@ class Checkpoint:
         inside = tuple(f"{name}." for name in blocks)
         return [n for n, _ in self.model.named_parameters() if not n.startswith(inside)]
 
+    def _missing(self) -> list[str]:
+        return [n for n, _ in self.model.named_parameters() if n not in self.sources]
+
+    def _only_head_missing(self) -> bool:
+        """Whether everything is there but the head: encoders are often saved without the one their config names."""
+        prefix = f"{getattr(self.model, 'base_model_prefix', '')}."
+        missing = self._missing()
+        if not missing or self.trust_remote_code or not _has_base(self.model) or self.model.can_generate():
+            return False
+        return not any(name.startswith(prefix) for name in missing)
+
     def _check_complete(self) -> None:
-        missing = [n for n, _ in self.model.named_parameters() if n not in self.sources]
+        missing = [n for n in self._missing() if n not in self.computed]
         if missing:
             shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
             raise ModelError(
@@ -173,13 +194,18 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
         raise ModelError(f"{path} cannot be used: {said}") from None
 
 
-def build_skeleton(config: Any, folder: Path, trust_remote_code: bool = False) -> nn.Module:
-    """The model with parameters on the meta device and real buffers, in eval mode, its ties in place."""
+def build_skeleton(config: Any, folder: Path, trust_remote_code: bool = False, base: bool = False) -> Any:
+    """The model with parameters on the meta device and real buffers, in eval mode, its ties in place.
+
+    base: without a head, whatever class the config names.
+    """
     from accelerate import init_empty_weights
+    from transformers import MODEL_MAPPING
 
     config.use_cache = False
+    made = MODEL_MAPPING[type(config)] if base else _model_class(config, folder, trust_remote_code)
     with init_empty_weights(include_buffers=False):
-        model: nn.Module = _model_class(config, folder, trust_remote_code)(config)
+        model = made(config)
     model.tie_weights()
     model.requires_grad_(False)
     if hasattr(model, "set_experts_implementation"):
@@ -208,6 +234,37 @@ def _model_class(config: Any, folder: Path, trust_remote_code: bool) -> Any:
         f"architecture {name or config.model_type!r} of {folder} is not in transformers {transformers.__version__}; "
         "upgrade transformers, or pass --trust-remote-code if the model brings its own code"
     )
+
+
+def _has_base(model: Any) -> bool:
+    from transformers import MODEL_MAPPING
+
+    config = type(model.config)
+    return config in MODEL_MAPPING and not isinstance(MODEL_MAPPING[config], tuple | list | type(model))
+
+
+def compute_parameters(model: Any, missing: list[str]) -> dict[str, Tensor]:
+    """Parameters that checkpoints leave out because the model computes them (marian's sinusoidal positions), float32.
+
+    Only names that the model itself declares may be missing, and only when its initialisation gives the same values
+    twice; anything random stays missing.
+    """
+    patterns = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
+    found: dict[str, Tensor] = {}
+    for name in missing:
+        if not any(pattern.search(name) for pattern in patterns):
+            continue
+        path, _, leaf = name.rpartition(".")
+        drawn = []
+        for seed in (0, 1):
+            module = deepcopy(model.get_submodule(path)).to_empty(device="cpu")
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model._init_weights(module)
+            drawn.append(module.get_parameter(leaf).detach().clone())
+        if torch.equal(*drawn):
+            found[name] = drawn[0]
+    return found
 
 
 def map_sources(model: nn.Module, entries: dict[str, TensorEntry]) -> dict[str, ParamSource]:
@@ -239,6 +296,7 @@ def map_sources(model: nn.Module, entries: dict[str, TensorEntry]) -> dict[str, 
         before = found.get(name, ParamSource((), None, {}))
         found[name] = ParamSource((*before.keys, key), by_pattern[pattern], {**(before.pattern_of or {}), key: pattern})
     _expand_one_to_many(model, found)
+    _untie(model, found, entries)
     _follow_ties(model, found)
     return found
 
@@ -252,6 +310,34 @@ def _expand_one_to_many(model: nn.Module, found: dict[str, ParamSource]) -> None
             sibling = name.replace(targets[0], target)
             if sibling in state and sibling not in found:
                 found[sibling] = source
+
+
+def _untie(model: nn.Module, found: dict[str, ParamSource], entries: dict[str, TensorEntry]) -> None:
+    """Two tensors that the config ties, stored both and with different values, are two: transformers 5 says so too."""
+    announced: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    for target, source in list(announced.items()):
+        stored = [found[n].keys[0] for n in (target, source) if n in found and found[n].converter is None]
+        if len(stored) == 2 and not same_bytes(entries[stored[0]], entries[stored[1]]):
+            path, _, leaf = target.rpartition(".")
+            shape = model.get_parameter(target).shape
+            set_parameter(model.get_submodule(path), leaf, torch.empty(shape, device="meta"))
+            announced.pop(target)
+
+
+def same_bytes(one: TensorEntry, other: TensorEntry, chunk: int = 1 << 24) -> bool:
+    """Whether two stored tensors are the same to the bit, dtype included; a chunk of each in memory."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    with one.path.open("rb") as first, other.path.open("rb") as second:
+        first.seek(one.offset)
+        second.seek(other.offset)
+        left = one.nbytes
+        while left > 0:
+            size = min(chunk, left)
+            if first.read(size) != second.read(size):
+                return False
+            left -= size
+    return True
 
 
 def _follow_ties(model: nn.Module, found: dict[str, ParamSource]) -> None:
@@ -298,7 +384,7 @@ def disk_parts(layer: LayerRef, source: ParamSource) -> list[tuple[str, int, int
     """
     rows = layer.shape[0]
     if source.converter is None:
-        return [(source.keys[0], 0, rows)] if layer.expert is None else None
+        return [(source.keys[0], 0, rows)] if not layer.container.startswith("experts") else None
     operations = [type(op).__name__ for op in source.converter.operations]
     if layer.expert is None or operations not in (["MergeModulelist"], ["MergeModulelist", "Concatenate"]):
         return None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from compress.core.errors import ModelError
+from compress.core.errors import CompressError, ModelError
 from compress.core.types import BlockRef, LayerRef, LayerStats
 
 
@@ -32,27 +32,79 @@ MakeCollector = Callable[[int], Collector]
 
 
 class Collecting:
-    """Collectors of one block. Layers that servers fuse read one input, so they share one collector."""
+    """Collectors of one block; layers that read one and the same input share one.
+
+    Servers fuse q, k and v because they read one input, but not every model keeps to it: deberta's query and key are
+    also multiplied with relative positions, its value is not. So the first forward decides: the inputs of fused layers
+    are held until it ends, and only layers that were given the same tensors share a collector from then on.
+    """
 
     def __init__(self, block: BlockRef, make: MakeCollector) -> None:
         self.block = block
+        self._make = make
         self._by_layer: dict[str, Collector] = {}
         self._owner: dict[str, str] = {}
+        self._tokens: dict[str, int] = {layer.name: 0 for layer in block.layers}
+        self._held: dict[str, list[Tensor]] | None = None
+        self._fused = {layer.name: layer for layer in block.layers if layer.fused_with}
         for layer in block.layers:
-            owner = layer.fused_with[0] if layer.fused_with else layer.name
-            self._owner[layer.name] = owner
-            if owner not in self._by_layer:
-                self._by_layer[owner] = make(layer.shape[1])
+            if layer.name not in self._fused:
+                self._owner[layer.name] = layer.name
+                self._by_layer[layer.name] = make(layer.shape[1])
+
+    def begin(self) -> None:
+        """A forward through the block starts."""
+        if self._held is not None:
+            self._settle()
+        elif not self._decided:
+            self._held = {name: [] for name in self._fused}
+
+    @property
+    def _decided(self) -> bool:
+        return len(self._owner) == len(self.block.layers)
 
     def add(self, layer: LayerRef, x: Tensor) -> None:
-        """Take the input of a layer; of fused layers only the first is counted."""
-        if self._owner[layer.name] != layer.name:
-            return
-        self._by_layer[layer.name].add(x)
+        """Take the input (..., I) of a layer; of layers that share it only the first is counted."""
+        self._tokens[layer.name] += x.numel() // x.shape[-1]
+        if layer.name not in self._owner:
+            assert self._held is not None
+            self._held[layer.name].append(x)
+        elif self._owner[layer.name] == layer.name:
+            self._by_layer[layer.name].add(x)
+
+    def _settle(self) -> None:
+        """Give every distinct list of inputs one collector, and add what was held."""
+        held, self._held = self._held or {}, None
+        owners: dict[tuple[object, ...], str] = {}
+        for name, layer in self._fused.items():
+            inputs = held.get(name, [])
+            seen = (layer.fused_with, *((x.data_ptr(), x.shape, x.stride(), x._version) for x in inputs))
+            self._owner[name] = owners.setdefault(seen, name)
+            if self._owner[name] == name:
+                self._by_layer[name] = self._make(layer.shape[1])
+                for x in inputs:
+                    self._by_layer[name].add(x)
+
+    def inputs(self) -> list[list[LayerRef]]:
+        """The layers of the block, those that share an input together, in execution order."""
+        if not self._decided:
+            self._settle()
+        groups: dict[str, list[LayerRef]] = {}
+        for layer in self.block.layers:
+            groups.setdefault(self._owner[layer.name], []).append(layer)
+        return list(groups.values())
 
     def take(self, layer: LayerRef) -> LayerStats:
         """The statistics of a layer's input. Raises ModelError when an input was NaN or Inf."""
-        collector = self._by_layer[self._owner[layer.name]]
+        if not self._decided:
+            self._settle()
+        owner = self._owner[layer.name]
+        if self._tokens[layer.name] != self._tokens[owner]:
+            raise CompressError(
+                f"{layer.name} read {self._tokens[layer.name]} tokens and {owner} {self._tokens[owner]}, in the first "
+                "forward they read the same; use --method rtn, which reads none"
+            )
+        collector = self._by_layer[owner]
         if not collector.finite:
             raise ModelError(
                 f"the input of {layer.name} (block {self.block.index}) holds NaN or Inf values; "
@@ -69,12 +121,13 @@ class Collecting:
 def collecting(model: nn.Module, block: BlockRef, make: MakeCollector) -> Iterator[Collecting]:
     """Inside, every forward through `block` adds its inputs. The block's parameters must be in memory."""
     gathered = Collecting(block, make)
-    hooks = []
+    # prepended: the block itself may be one of the layers
+    hooks = [model.get_submodule(block.name).register_forward_pre_hook(lambda *_: gathered.begin(), prepend=True)]
     slices: dict[int, list[LayerRef]] = {}
     for layer in block.layers:
-        if layer.expert is None:
+        if layer.expert is None or layer.container == "linear":
             module = model.get_submodule(layer.param.rpartition(".")[0])
-            hooks.append(module.register_forward_pre_hook(_hook(gathered, layer)))
+            hooks.append(module.register_forward_pre_hook(_hook(gathered, layer), with_kwargs=True))
         else:
             pointer = model.get_parameter(layer.param).untyped_storage().data_ptr()
             slices.setdefault(pointer, []).append(layer)
@@ -86,9 +139,9 @@ def collecting(model: nn.Module, block: BlockRef, make: MakeCollector) -> Iterat
             hook.remove()
 
 
-def _hook(gathered: Collecting, layer: LayerRef) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def before(_: nn.Module, args: tuple[Any, ...]) -> None:
-        gathered.add(layer, args[0])
+def _hook(gathered: Collecting, layer: LayerRef) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        gathered.add(layer, args[0] if args else next(iter(kwargs.values())))
 
     return before
 

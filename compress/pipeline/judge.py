@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,9 @@ def _chunks(model: nn.Module, trace: Trace) -> list[Tensor]:
     positions = torch.arange(ids.shape[1] - 1)
     if not _keeps_logits(model):
         return [positions] if len(positions) else []
-    vocabulary = int(getattr(model.config, "vocab_size", 1 << 17))  # type: ignore[arg-type]
-    return list(positions.split(max(1, CHUNK_LOGITS // (vocabulary * ids.shape[0])))) if len(positions) else []
+    vocabulary = int(getattr(model.config, "vocab_size", 1 << 17))
+    rows = max(1, CHUNK_LOGITS // (vocabulary * ids.shape[0]))
+    return list(torch.split(positions, rows)) if len(positions) else []
 
 
 def _keeps_logits(model: nn.Module) -> bool:
@@ -122,14 +123,6 @@ def read_probe(path: Path) -> tuple[dict[str, Tensor], Tensor]:
 
 def _first_tensor(output: Any) -> Tensor:
     return next(value for value in output.to_tuple() if isinstance(value, Tensor) and value.is_floating_point())
-
-
-def largest_difference(expected: Tensor, forward: Callable[[dict[str, Tensor]], Any], inputs: dict[str, Tensor]) -> float:
-    """Largest absolute difference between the expected output and what `forward` makes of the same inputs."""
-    with torch.no_grad():
-        got = _first_tensor(forward(inputs)).float()
-    got = got[:, : expected.shape[1]]
-    return float((got - expected).abs().max()) if got.shape == expected.shape else float("inf")
 
 
 def prompts_of(sequences: Sequence[Tensor], tokenizer: Any, count: int, tokens: int = 24) -> list[str]:

@@ -42,6 +42,8 @@ class Outside:
         tensors: dict[str, Pending] = {}
         results: list[LayerResult] = []
         for name in self.names:
+            if name in self.checkpoint.computed:
+                continue  # every opener computes it anew, in full precision
             layer = self._layers.get(name)
             plan = self.plan.layers.get(layer.name) if layer else None
             if layer is not None and plan is not None and plan.scheme.kind == "int":
@@ -73,6 +75,8 @@ class Outside:
                 self._small["compressed"][name] = self._stored(name)
 
     def _stored(self, name: str) -> Tensor:
+        if name in self.checkpoint.computed:
+            return self.checkpoint.load(name).float()
         if f"compress.{name}.codes" in self._entries:
             parts = {p: self._entries.get(f"compress.{name}.{p}") for p in ("codes", "scale", "zero")}
             tensors = {p: read_tensor(entry) for p, entry in parts.items() if entry is not None}
@@ -124,4 +128,3 @@ def _keep_codes(name: str, q: QTensor) -> dict[str, Pending]:
     if q.zero is not None:
         found[f"compress.{name}.zero"] = pending(q.zero.to(torch.uint8))
     return found
-

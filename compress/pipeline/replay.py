@@ -75,7 +75,7 @@ class Replay:
         try:
             self.model(**trace.inputs)
         except _Reached:
-            hidden, _ = self._output
+            hidden: Tensor = self._output[0]
             if not bool(torch.isfinite(hidden).all()):
                 raise ModelError(
                     f"block {index} ({self.blocks[index].name}) puts out NaN or Inf values; its weights or the ones "
@@ -84,7 +84,9 @@ class Replay:
             return hidden
         finally:
             self._target = None
-        raise ModelError(f"the model's forward never reaches {self.blocks[index].name}; use --method rtn, which runs nothing")
+        raise ModelError(
+            f"the model's forward never reaches {self.blocks[index].name}; use --method rtn, which runs nothing"
+        )
 
     def advance(self, trace: Trace, index: int) -> None:
         """Run block `index` and keep its output in the trace, as what later blocks will see."""
@@ -111,7 +113,7 @@ class Replay:
 
     def _play_back(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         block, trace = self.blocks[index], self._trace
-        incoming = args[0] if args else kwargs["hidden_states"]
+        incoming = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
         next_wanted = self._target is not None and self._target == index + 1
         ends_stack = index == self._last[block.stack]
         hidden = trace.hidden[block.stack] if next_wanted or ends_stack else incoming
@@ -162,7 +164,7 @@ def without_vocabulary(model: nn.Module, embedding: Tensor | None) -> Iterator[N
     """
     users = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is embedding]
     for module in users:
-        module.forward = _zeros_like_lookup(module.embedding_dim)
+        module.__dict__["forward"] = _zeros_like_lookup(module.embedding_dim)
     try:
         yield
     finally:

@@ -74,8 +74,8 @@ def _run(plan: LayerPlan, weight: Tensor, stats: LayerStats | None) -> tuple[QTe
 
 def split_rows(q: QTensor, rows: list[int]) -> list[QTensor]:
     """Cut a quantized matrix into pieces of `rows` rows each."""
-    codes, scales = q.codes.split(rows), q.scale.split(rows)
-    zeros = q.zero.split(rows) if q.zero is not None else [None] * len(rows)
+    codes, scales = torch.split(q.codes, rows), torch.split(q.scale, rows)
+    zeros = torch.split(q.zero, rows) if q.zero is not None else [None] * len(rows)
     return [
         QTensor(c.contiguous(), s.contiguous(), z.contiguous() if z is not None else None, q.scheme)
         for c, s, z in zip(codes, scales, zeros, strict=True)

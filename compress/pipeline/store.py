@@ -71,7 +71,8 @@ class Store:
         """Round the parameters of a block that are kept (norms, biases, routers) to the stored dtype, in memory."""
         quantized = {layer.param for layer in block.layers}
         for name, parameter in self.checkpoint.model.get_submodule(block.name).named_parameters():
-            if f"{block.name}.{name}" not in quantized:
+            full = f"{block.name}.{name}"
+            if full not in quantized and full not in self.checkpoint.computed:
                 parameter.data.copy_(parameter.data.to(self.dtype).float())
 
     def write_block(self, block: BlockRef, solved: Iterable[Solved]) -> None:
@@ -85,7 +86,7 @@ class Store:
         module = self.checkpoint.model.get_submodule(block.name)
         for name, parameter in module.named_parameters():
             full = f"{block.name}.{name}"
-            if full not in packed:
+            if full not in packed and full not in self.checkpoint.computed:
                 tensors[self.key(full)] = pending(parameter.detach().to(self.dtype))
         for name in self.checkpoint.buffers(f"{block.name}."):
             tensors[self.key(name)] = pending(read_tensor(self.checkpoint.entries[self.key(name)]))

@@ -23,7 +23,7 @@ from compress.core.checkpoint import Checkpoint, empty
 from compress.core.device import release_memory
 from compress.core.journal import Journal
 from compress.core.registry import load
-from compress.core.types import BlockRef, BlockResult, LayerRef, LayerResult, Plan, Structure
+from compress.core.types import BlockRef, BlockResult, LayerResult, Plan, Structure
 from compress.pipeline.collect import MakeCollector, collecting
 from compress.pipeline.outside import Outside
 from compress.pipeline.replay import Replay, Trace
@@ -122,7 +122,7 @@ class Stream:
                 for trace in calibration:
                     replay.run(trace, block.index)
         solved: list[Solved] = []
-        for stack in _by_input(block):
+        for stack in gathered.inputs() if gathered is not None else [[layer] for layer in block.layers]:
             stats = gathered.take(stack[0]) if gathered is not None else None
             jobs = [
                 Job(
@@ -141,14 +141,6 @@ class Stream:
             self.store.apply(item, model)
         self.store.round_kept(block)
         return solved
-
-
-def _by_input(block: BlockRef) -> list[list[LayerRef]]:
-    """The layers of a block, those that read one input together."""
-    groups: dict[str, list[LayerRef]] = {}
-    for layer in block.layers:
-        groups.setdefault(layer.fused_with[0] if layer.fused_with else layer.name, []).append(layer)
-    return list(groups.values())
 
 
 def hidden_error(streams: Streams, stack: str) -> tuple[float, float]:

@@ -58,7 +58,7 @@ class Format:
             return f"compressed-tensors cannot pack a {layer.container} weight"
         if layer.tied_to is not None:
             return "transformers cannot open a packed weight that is tied"
-        if layer.expert is not None and not scheme.symmetric:
+        if layer.container == "experts" and not scheme.symmetric:
             return "transformers decodes packed experts only when they are symmetric"
         if len(schemes) > 1 and any(not s.symmetric for s in schemes):
             return "transformers decodes zero points with one scheme for the whole model"
