@@ -3,7 +3,8 @@
 Protocol, request by request. In: one JSON line {"verb", "arguments"}. Out: one JSON line {"result"} or
 {"error": {"kind", "message"}}; when it says "bytes": N, N bytes of little-endian float32 follow, of "shape".
 Arrays go through the pipe and not through files: there is nothing to delete when a process is killed.
-End of input ends the process. Everything libraries print goes to stderr.
+End of input ends the process. Everything libraries print goes to stderr. The allocator is left as it is:
+speed and memory are to be those of anyone's process, not of one tuned by us.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from compress.core.device import (
     peak_rss_bytes,
     release_memory,
     set_threads,
-    tune_allocator,
 )
 from compress.core.errors import CompressError
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Serve requests until stdin ends. Always 0: failures are replies."""
-    tune_allocator()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
