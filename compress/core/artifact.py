@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.core.errors import ModelError, RecipeError, StorageError
+from compress.core.errors import ModelError, RecipeError
+from compress.core.files import PART, atomic_write, read_pieces, write_json
 from compress.core.fingerprint import file_sha256
-from compress.core.files import write_json
+from compress.core.journal import JOURNAL
 from compress.core.safetensors_file import Pending, TensorEntry, from_entry, read_header, write_file
 
 SIDE = "compress.codes."
 OWN = "compress."
 MANIFEST = Path("compress") / "manifest.json"
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ckpt")
-_NOT_COPIED = {"config.json", "README.md", ".gitattributes", "model.safetensors.index.json"}
+_WEIGHTS = (
+    ".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ckpt", ".ot",
+    ".tflite", ".npz", ".pkl", ".mlmodel",
+)  # fmt: skip
+_WRITTEN = {"config.json", "README.md", "report.html", "report.txt"}
 
 
 @dataclass(frozen=True)
@@ -85,23 +88,28 @@ def _write_sharded(folder: Path, stem: str, entries: dict[str, TensorEntry], max
     )
 
 
-def copy_companions(source: Path, out: Path) -> list[str]:
-    """Copy everything that is no weight (tokenizer, template, generation config, pooling) byte for byte."""
-    copied = []
+def companions(source: Path, out: Path) -> list[Path]:
+    """Every file of a model folder that is no weight (tokenizer, template, generation config, pooling), relative.
+
+    Left out: what is written anew, hidden files, and outputs of this program that lie in the folder, `out` among them.
+    """
+    found = []
+    foreign = {out.resolve()} | {path.parent.parent.resolve() for path in source.rglob(str(JOURNAL))}
     for path in sorted(source.rglob("*")):
         relative = path.relative_to(source)
-        skip = path.suffix in _WEIGHTS or relative.name in _NOT_COPIED or relative.name.endswith(".index.json")
-        if not path.is_file() or skip or any(part.startswith(".") for part in relative.parts):
+        skip = path.suffix in _WEIGHTS or str(relative) in _WRITTEN or relative.name.endswith(".index.json")
+        hidden = relative.parts[0] == "compress" or any(part.startswith(".") for part in relative.parts)
+        folder = path.parent.resolve()
+        if skip or hidden or not path.is_file() or foreign & {folder, *folder.parents}:
             continue
-        try:
-            (out / relative).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, out / relative)
-        except OSError as error:
-            raise StorageError(
-                f"{out / relative} cannot be written: {error.strerror}; free some space and run the same command again"
-            ) from None
-        copied.append(str(relative))
-    return copied
+        found.append(relative)
+    return found
+
+
+def copy_companions(source: Path, out: Path, names: Iterable[Path]) -> None:
+    """Copy files byte for byte, each atomically. Raises StorageError when the disk refuses."""
+    for name in names:
+        atomic_write(out / name, read_pieces(source / name))
 
 
 def write_config(source: Path, out: Path, dtype: str, quantization: dict[str, Any] | None) -> None:
@@ -118,15 +126,17 @@ def write_config(source: Path, out: Path, dtype: str, quantization: dict[str, An
 
 def hashes(out: Path) -> dict[str, str]:
     """sha256 of every file of the artifact but its manifest, journal, work files and reports."""
-    own = {"manifest.json", "journal.jsonl", "record.json"}
+    own = {"manifest.json", "journal.jsonl", "record.json", ".lock"}
     files = {}
     for path in sorted(out.rglob("*")):
         relative = path.relative_to(out)
         inside = relative.parts[0] == "compress"
         if not path.is_file() or (inside and (relative.name in own or relative.parts[1] == "work")):
             continue
-        if relative.name not in ("report.html", "report.txt") and relative.parts[0] != "exports":
-            files[str(relative)] = file_sha256(path)
+        if relative.name in ("report.html", "report.txt") or relative.parts[0] == "exports":
+            continue
+        if not relative.name.endswith(PART):
+            files[relative.as_posix()] = file_sha256(path)
     return files
 
 
@@ -139,8 +149,11 @@ def open_artifact(path: Path, verify: bool = True) -> Artifact:
         loaded = json.loads(manifest.read_text(encoding="utf-8"))
         expected = dict(loaded["files"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise ModelError(f"{manifest} is damaged; run compress quantize again") from None
-    for name, sha in expected.items() if verify else ():
-        if not (path / name).is_file() or file_sha256(path / name) != sha:
-            raise ModelError(f"{path / name} is missing or changed since it was written; run compress quantize again")
+        raise ModelError(f"{manifest} is damaged; run compress quantize again with --overwrite") from None
+    for name, sha in expected.items():
+        if not (path / name).is_file() or (verify and file_sha256(path / name) != sha):
+            raise ModelError(
+                f"{path / name} is missing or changed since it was written; "
+                "run compress quantize again with --overwrite"
+            )
     return Artifact(path, loaded)

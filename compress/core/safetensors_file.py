@@ -8,6 +8,7 @@ hostile until proven: every offset is checked against the file's size before any
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -41,40 +42,72 @@ class TensorEntry:
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
-    """The tensors of one file, by name. Raises ModelError when the file is truncated or its header is not sound."""
+    """The tensors of one file, by name. Raises ModelError when the file is truncated or its header is not sound.
+
+    As strict as the safetensors library: no name twice, no byte of the data unclaimed or claimed twice.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else MAX_HEADER + 1
             if length > min(MAX_HEADER, size - 8):
                 raise ModelError(f"{path} is not a whole safetensors file ({size} bytes); download it again")
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length), object_pairs_hook=_without_doubles)
     except FileNotFoundError:
-        raise ModelError(f"{path} is missing; the index names it, so download the model again") from None
+        raise ModelError(f"{path} is missing; download the model again") from None
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         raise ModelError(f"{path} has a damaged header; download it again") from None
     if not isinstance(header, dict):
         raise ModelError(f"{path} has a damaged header; download it again")
     start = 8 + length
-    return {name: _entry(path, name, info, start, size) for name, info in header.items() if name != "__metadata__"}
+    entries = {name: _entry(path, name, info, start, size) for name, info in header.items() if name != "__metadata__"}
+    _check_gapless(path, entries, start, size)
+    return entries
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key appears twice")
+    return found
+
+
+def _check_gapless(path: Path, entries: Mapping[str, TensorEntry], start: int, size: int) -> None:
+    """Overlaps would let a small file ask for any amount of memory; gaps can hide what nobody sees."""
+    end = start
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if entry.offset != end:
+            raise ModelError(f"tensor {name} of {path} begins at byte {entry.offset}, not at {end}; download it again")
+        end += entry.nbytes
+    if end != size:
+        raise ModelError(f"{path} has {size - end} bytes that belong to no tensor; download it again")
 
 
 def _entry(path: Path, name: str, info: Any, start: int, size: int) -> TensorEntry:
     try:
-        dtype, shape = _DTYPES[info["dtype"]], tuple(int(n) for n in info["shape"])
-        begin, end = (int(n) for n in info["data_offsets"])
+        dtype, shape = _DTYPES[info["dtype"]], tuple(_natural(n) for n in info["shape"])
+        begin, end = (_natural(n) for n in info["data_offsets"])
     except (KeyError, TypeError, ValueError):
         raise ModelError(f"tensor {name} of {path} has a damaged entry or unknown dtype; download it again") from None
-    count = 1
-    for n in shape:
-        count *= n
-    if min((*shape, 0)) < 0 or begin < 0 or end - begin != count * dtype.itemsize:
-        raise ModelError(f"tensor {name} of {path} has {end - begin} bytes, its shape {shape} needs another number")
+    if math.prod(max(n, 1) for n in shape) >= 1 << 62:
+        raise ModelError(f"tensor {name} of {path} has the impossible shape {shape}; download it again")
+    count = math.prod(shape)
+    if end - begin != count * dtype.itemsize:
+        raise ModelError(
+            f"tensor {name} of {path} has {end - begin} bytes, its shape {shape} needs {count * dtype.itemsize}; "
+            "download it again"
+        )
     if start + end > size:
         raise ModelError(f"{path} is truncated: tensor {name} ends at byte {start + end} of {size}; download it again")
     return TensorEntry(path, dtype, shape, start + begin, end - begin)
+
+
+def _natural(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no natural number")
+    return value
 
 
 def read_tensor(entry: TensorEntry) -> Tensor:
@@ -143,7 +176,9 @@ def _chunks(header: bytes, tensors: Iterable[tuple[str, Pending]]) -> Iterable[b
     for name, item in tensors:
         tensor = item.make().detach().contiguous()
         if tensor.dtype != item.dtype or tuple(tensor.shape) != item.shape:
-            raise ValueError(f"{name} became {tensor.dtype} {tuple(tensor.shape)}, {item.dtype} {item.shape} was promised")
+            raise ValueError(
+                f"{name} became {tensor.dtype} {tuple(tensor.shape)}, {item.dtype} {item.shape} was promised"
+            )
         if item.nbytes:
             yield _bytes_of(tensor)
 

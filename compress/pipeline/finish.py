@@ -6,20 +6,22 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
+from compress.core.artifact import open_artifact
 from compress.core.checkpoint import Checkpoint
-from compress.core.errors import MissingExtraError, VerificationError
-from compress.core.files import atomic_write, write_json
-from compress.core.journal import Journal
+from compress.core.errors import MissingExtraError, OutputError, VerificationError
+from compress.core.files import atomic_write, sweep, write_json
+from compress.core.journal import WORK, Journal
 from compress.core.types import Generation, Plan, RunRecord, Scheme, Structure, TokenSet
 from compress.measure.client import Worker
 from compress.measure.subject import WorkerSettings
 from compress.pipeline import judge
 from compress.pipeline.inputs import load_tokenizer
 from compress.pipeline.store import Store
-from compress.pipeline.stream import Report
+from compress.pipeline.stream import Report, remove_work
 from compress.plan.uniform import all_layers
 from compress.recipe import Recipe
-from compress.report import html, record as records, terminal
+from compress.report import html, terminal
+from compress.report import record as records
 from export.formats.compressed_tensors import FORMAT
 from export.verify import check_stored, compare_whole
 
@@ -29,12 +31,37 @@ SAMPLE_TOKENS = 48
 
 
 def finished_record(out: Path, journal: Journal) -> RunRecord | None:
-    """The record of a run that was finished before by the same command; None when there is work left."""
-    path = out / "compress" / "record.json"
-    return records.read(path) if journal.last("finished") and path.is_file() else None
+    """The record of a run that was finished before by the same command; None when there is work left.
+
+    Raises ModelError when a file of the finished artifact is missing.
+    """
+    if journal.last("finished") is None:
+        return None
+    open_artifact(out, verify=False)
+    return records.read(out / "compress" / "record.json")
 
 
-def quantization_config(checkpoint: Checkpoint, structure: Structure, plan: Plan, store: Store) -> dict[str, object] | None:
+def check_work(store: Store, structure: Structure, journal: Journal) -> None:
+    """Raises OutputError when files that the journal of an unfinished run speaks of are gone."""
+    store.work.mkdir(parents=True, exist_ok=True)
+    done = len(journal.of("block"))
+    needed = [store.block_path(block.index) for block in structure.blocks[:done]]
+    if journal.last("outside") is not None:
+        needed.append(store.block_path(-1))
+    if missing := [path for path in needed if not path.is_file()]:
+        raise OutputError(f"{missing[0]} of the interrupted run is gone; pass --overwrite to start over")
+
+
+def clean(out: Path) -> None:
+    """Delete what only an unfinished run needs."""
+    if (out / WORK).is_dir():
+        remove_work(out / WORK)
+    sweep(out)
+
+
+def quantization_config(
+    checkpoint: Checkpoint, structure: Structure, plan: Plan, store: Store
+) -> dict[str, object] | None:
     """The `quantization_config` that describes what is packed, under module and checkpoint names alike."""
     packed: dict[str, Scheme] = {}
     dense: set[str] = set()
@@ -77,8 +104,8 @@ def write_readme(out: Path, name: str, plan: Plan, notes: tuple[str, ...]) -> No
     ]
     if beside:
         lines += [
-            f"{len(beside)} layers ({beside[0]}, ...) are stored dense, since this format cannot hold their codes; the codes",
-            "are in compress/codes*.safetensors.",
+            f"{len(beside)} layers ({beside[0]}, ...) are stored dense, since this format cannot hold their codes;",
+            "the codes are in compress/codes*.safetensors.",
             "",
         ]
     lines += [f"- {note}" for note in notes]
@@ -121,8 +148,8 @@ def verify_and_sample(record: RunRecord, store: Store, heldout: TokenSet | None,
             verified.append(compare_whole(out, probe))
         elif not small:
             notes.append(
-                f"the model takes {store.checkpoint.parameters * 4 / 1e9:.1f} GB in float32, so it was not loaded whole: "
-                "its packed weights were checked layer by layer and no sample texts were written"
+                f"the model takes {store.checkpoint.parameters * 4 / 1e9:.1f} GB in float32, so it was not loaded "
+                "whole: its packed weights were checked layer by layer and no sample texts were written"
             )
         report("verifying", 1, 1)
     generations: tuple[Generation, ...] = ()
@@ -147,15 +174,18 @@ def _samples(recipe: Recipe, store: Store, out: Path, heldout: TokenSet) -> tupl
     )
 
 
-def write_record(out: Path, record: RunRecord) -> None:
-    """record.json, report.txt and, when plotly is there, report.html."""
-    write_json(out / "compress" / "record.json", records.to_json(record))
-    atomic_write(out / "report.txt", [terminal.text(record).encode()])
+def write_record(out: Path, record: RunRecord) -> RunRecord:
+    """report.html, report.txt and record.json; without plotly no page, and a note that says which extra it needs."""
     try:
-        page = html.render(record)
-    except MissingExtraError:
-        return
-    atomic_write(out / "report.html", [page.encode()])
+        page: str | None = html.render(record)
+    except MissingExtraError as error:
+        page = None
+        record = replace(record, notes=(*record.notes, f"report.html was left out: {error}"))
+    if page is not None:
+        atomic_write(out / "report.html", [page.encode()])
+    atomic_write(out / "report.txt", [terminal.text(record).encode()])
+    write_json(out / "compress" / "record.json", records.to_json(record))
+    return record
 
 
 def raise_if_unverified(record: RunRecord) -> None:
@@ -166,5 +196,3 @@ def raise_if_unverified(record: RunRecord) -> None:
                 f"{record.artifact}: {line['check']} differ by {line.get('difference')}, at most "
                 f"{line.get('tolerance')} is rounding; do not serve this file"
             )
-
-

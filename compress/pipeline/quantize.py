@@ -8,15 +8,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-
 import compress
 from calibrate.data import DataSettings, PreparedData, prepare
 from compress.core import artifact, device
 from compress.core.blocks import find_structure
 from compress.core.checkpoint import Checkpoint
-from compress.core.fingerprint import Fingerprint, file_sha256
 from compress.core.files import write_json
-from compress.core.journal import WORK, Journal
+from compress.core.fingerprint import Fingerprint, file_sha256
+from compress.core.journal import Journal
 from compress.core.opening import Opened, resolve
 from compress.core.registry import load
 from compress.core.types import (
@@ -35,7 +34,7 @@ from compress.pipeline import finish, inputs, judge
 from compress.pipeline.outside import Outside
 from compress.pipeline.replay import Trace
 from compress.pipeline.store import Store
-from compress.pipeline.stream import Report, Stream, Streams, remove_work, text_inputs
+from compress.pipeline.stream import Report, Stream, Streams, text_inputs
 from compress.plan import uniform
 from compress.recipe import Recipe
 from export.formats.compressed_tensors import FORMAT
@@ -85,6 +84,8 @@ class Prepared:
 def quantize(recipe: Recipe, overwrite: bool = False, hooks: Hooks | None = None) -> RunRecord:
     """Quantize a model into `recipe.out` and return the record of the run; resumes what an earlier call left.
 
+    overwrite: start over in a folder of an earlier run; only that run's files are deleted.
+
     Raises the errors of compress.core.errors; VerificationError after the artifact is written when transformers
     does not open it to the same outputs.
     """
@@ -96,18 +97,40 @@ def quantize(recipe: Recipe, overwrite: bool = False, hooks: Hooks | None = None
     ready = open_and_plan(recipe, hooks)
     stages.done("open and plan")
     out = Path(recipe.out or default_out(ready.opened.name, recipe.bits))
-    journal = Journal.open(out, fingerprint(ready, threads), overwrite)
-    if (finished := finish.finished_record(out, journal)) is not None:
-        return finished
+    mark = fingerprint(ready, threads)
+    with Journal.open(out, mark, overwrite) as journal:
+        record = finish.finished_record(out, journal)
+        if record is None:
+            record = _run(Run(ready, out, journal, mark), stages, hooks)
+            record = finish.write_record(out, record)
+            journal.append("finished")
+        finish.clean(out)
+    finish.raise_if_unverified(record)
+    return record
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run in one output folder, which `journal` holds."""
+
+    ready: Prepared
+    out: Path
+    journal: Journal
+    fingerprint: Fingerprint
+
+
+def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
+    """Everything from the first block to the record, taking up what the journal has already."""
+    ready, out, journal = run.ready, run.out, run.journal
     store = Store(ready.checkpoint, ready.plan, out, torch_dtype(ready.dtype))
-    store.work.mkdir(parents=True, exist_ok=True)
+    finish.check_work(store, ready.structure, journal)
     outside = Outside(ready.checkpoint, ready.structure, ready.plan, store)
     extra = _outside_results(outside, store, journal)
     outside.load_small(store.block_path(-1))
     streams = make_streams(ready)
     stages.done("prepare")
     make = load("collector", "hessian")
-    chosen = device.pick_device(recipe.device)
+    chosen = device.pick_device(ready.recipe.device)
     stream = Stream(
         ready.checkpoint, ready.structure, ready.plan, store, journal, lambda n: make(n, chosen), hooks.report
     )
@@ -116,31 +139,26 @@ def quantize(recipe: Recipe, overwrite: bool = False, hooks: Hooks | None = None
     measurements = _measure(ready, streams, outside, store, journal, hooks)
     stages.done("measure")
     hooks.report("writing", 0, 1)
-    _write_artifact(ready, store, out, threads)
+    _write_artifact(run, store)
     hooks.report("writing", 1, 1)
     stages.done("write")
     record = RunRecord(
         command="quantize",
         model=describe(ready),
         artifact=str(out),
-        recipe=recipe.model_dump(),
+        recipe=ready.recipe.model_dump(),
         plan=uniform.to_json(ready.plan),
         data=ready.data.card if ready.data else {},
-        layers=tuple([*layers, *extra]),
+        layers=(*layers, *extra),
         blocks=tuple(blocks),
         measurements=(*_sizes(ready, out), *measurements),
         notes=ready.notes,
         environment=ready.environment,
-        reproduce=finish.command_line(recipe, out),
+        reproduce=finish.command_line(ready.recipe, out),
     )
     record = finish.verify_and_sample(record, store, ready.data.heldout if ready.data else None, hooks.report)
     stages.done("verify and sample")
-    record = replace(record, stages=stages.seconds)
-    finish.write_record(out, record)
-    journal.append("finished")
-    remove_work(out / WORK)
-    finish.raise_if_unverified(record)
-    return record
+    return replace(record, stages=stages.seconds)
 
 
 def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
@@ -222,7 +240,10 @@ def fingerprint(ready: Prepared, threads: int) -> Fingerprint:
     """Every input that can change a byte of the artifact."""
     recipe = ready.recipe.model_dump(exclude={"model", "out", "data", "generate", "verify", "threads"})
     found: Fingerprint = {f"--{name.replace('_', '-')}": value for name, value in recipe.items()}
-    for path in sorted(ready.opened.folder.glob("*.safetensors")) + [ready.opened.folder / "config.json"]:
+    folder = ready.opened.folder
+    files = {entry.path for entry in ready.checkpoint.entries.values()} | {folder / "config.json"}
+    files |= set(folder.glob("*.py")) if ready.recipe.trust_remote_code else set()
+    for path in sorted(files):
         found[f"model file {path.name}"] = file_sha256(path)
     found["calibration text"] = ready.data.calibration.digest if ready.data else None
     found["held-out text"] = ready.data.heldout.digest if ready.data else None
@@ -265,20 +286,25 @@ def _measure(
     return found
 
 
-def _write_artifact(ready: Prepared, store: Store, out: Path, threads: int) -> None:
+def _write_artifact(run: Run, store: Store) -> None:
+    ready, out = run.ready, run.out
+    source = ready.opened.folder
+    beside = artifact.companions(source, out)
+    if run.journal.last("writing") is None:
+        run.journal.append("writing", files=[name.as_posix() for name in beside] + ["config.json", "README.md"])
     blocks = ready.structure.blocks
     paths = [store.block_path(-1), *(store.block_path(block.index) for block in blocks)]
     artifact.assemble(out, paths, artifact.parse_size(ready.recipe.max_shard_size))
-    artifact.copy_companions(ready.opened.folder, out)
+    artifact.copy_companions(source, out, beside)
     quantization = finish.quantization_config(ready.checkpoint, ready.structure, ready.plan, store)
-    artifact.write_config(ready.opened.folder, out, ready.dtype, quantization)
+    artifact.write_config(source, out, ready.dtype, quantization)
     write_json(out / "compress" / "plan.json", uniform.to_json(ready.plan))
     finish.write_readme(out, ready.opened.name, ready.plan, ready.notes)
     manifest = {
         "format": "compressed-tensors",
         "compress": compress.__version__,
         "model": ready.opened.name,
-        "fingerprint": fingerprint(ready, threads),
+        "fingerprint": run.fingerprint,
         "recipe": ready.recipe.model_dump(exclude={"out"}),
         "environment": {k: ready.environment[k] for k in ("python", "packages", "cpu", "threads")},
         "files": artifact.hashes(out),
