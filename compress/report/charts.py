@@ -51,14 +51,15 @@ def parts_chart(record: RunRecord) -> Chart | None:
     """Bytes by part of the model, original above compressed."""
     if not record.layers:
         return None
-    before, after = (dict.fromkeys((*summary.PARTS, "Rest"), 0) for _ in range(2))
+    rest = summary.rest(record)
+    before, after = (dict.fromkeys((*summary.PARTS, rest), 0) for _ in range(2))
     for layer in record.layers:
         before[summary.part(layer.role)] += layer.bytes_before
         after[summary.part(layer.role)] += layer.bytes_after
     total_before, total_after = summary.total_bytes(record)
     if total_before and total_after:
-        before["Rest"] = max(0, round(total_before - sum(before.values())))
-        after["Rest"] = max(0, round(total_after - sum(after.values())))
+        before[rest] = max(0, round(total_before - sum(before.values())))
+        after[rest] = max(0, round(total_after - sum(after.values())))
     shown = [name for name in before if before[name] or after[name]]
     if not shown:
         return None
@@ -83,8 +84,6 @@ def parts_chart(record: RunRecord) -> Chart | None:
         f"{words.size(sum(before.values()))} became {words.size(sum(after.values()))}; "
         f"the largest part now is {largest} with {words.size(after[largest])} ({share})"
     )
-    if "Rest" in shown:
-        said += "; Rest is what no layer below holds: norms, biases, file headers"
     figure = {"data": traces, "layout": layout(axis("MB"), ticks, {"barmode": "stack", "bargap": 0.35})}
     legend = tuple((name, color(i), BAR) for i, name in enumerate(shown))
     return Chart("parts", "size", "Where the bytes are", sentence(said), figure, 220, legend)

@@ -54,7 +54,8 @@ def _against_size(record: RunRecord, name: str, key: str) -> Chart | None:
         return None
     what = words.LABELS.get(name, words.clean(name, 40).replace("_", " "))
     order, names = summary.subjects(record), summary.short_names(record, 24)
-    traces = [_point(order.index(subject), names[subject], size, found) for subject, size, found in points]
+    shades = {s: GREY if s == order[0] else color(i) for i, s in enumerate(order)}
+    traces = [_point(order.index(s), (names[s], shades[s]), size, found) for s, size, found in points]
     x = axis("size, MB", {"rangemode": "tozero"})
     said = f"{what}: " + "; ".join(
         f"{names[subject]} {value(found)} at {words.size(size.median)}" for subject, size, found in points[:8]
@@ -63,13 +64,13 @@ def _against_size(record: RunRecord, name: str, key: str) -> Chart | None:
         said += ". The ratio above is paired by document, so it is known better than either perplexity"
     figure = {"data": traces, "layout": layout(x, axis(safe(what, 40)))}
     title = f"{what[0].upper()}{what[1:]} against size"
-    legend = tuple((names[s], _shade(s, order.index(s)), sign(order.index(s))) for s, _, _ in points)
+    legend = tuple((names[s], shades[s], sign(order.index(s))) for s, _, _ in points)
     return Chart(key, "quality", title, sentence(said), figure, 320, legend)
 
 
-def _point(index: int, name: str, size: Measurement, found: Measurement) -> Json:
+def _point(index: int, look: tuple[str, str], size: Measurement, found: Measurement) -> Json:
     """One subject; it keeps colour and marker from chart to chart."""
-    shade = _shade(found.subject, index)
+    name, shade = look
     return {
         "type": "scatter",
         "mode": "markers",
@@ -81,10 +82,6 @@ def _point(index: int, name: str, size: Measurement, found: Measurement) -> Json
         "marker": {"size": 11, "symbol": symbol(index), "color": shade},
         "hovertemplate": "%{text}, %{x:.1f} MB<extra></extra>",
     }
-
-
-def _shade(subject: str, index: int) -> str:
-    return GREY if subject == summary.ORIGINAL else color(index)
 
 
 def speed_chart(record: RunRecord) -> Chart | None:
@@ -102,7 +99,7 @@ def speed_chart(record: RunRecord) -> Chart | None:
     for panel, name in enumerate(names):
         suffix = "" if panel == 0 else str(panel + 1)
         points = {i: found for i, s in enumerate(subjects) if (found := summary.find(record, s, name))}
-        traces.append({**_bars(points, short), "xaxis": f"x{suffix}", "yaxis": f"y{suffix}"})
+        traces.append({**_bars(points, short, summary.reference(record)), "xaxis": f"x{suffix}", "yaxis": f"y{suffix}"})
         drawing[f"xaxis{suffix}"] = axis(SPEEDS[name], {"rangemode": "tozero"})
         drawing[f"yaxis{suffix}"] = axis("", {**ticks, "autorange": "reversed", "showgrid": False})
         listed = ", ".join(f"{short[m.subject]} {words.shown(m)}" for m in list(points.values())[:6])
@@ -119,7 +116,7 @@ def speed_chart(record: RunRecord) -> Chart | None:
     )
 
 
-def _bars(points: dict[int, Measurement], names: dict[str, str]) -> Json:
+def _bars(points: dict[int, Measurement], names: dict[str, str], reference: str) -> Json:
     """Horizontal bars at the numbered places of their subjects."""
     found = list(points.values())
     return {
@@ -128,7 +125,7 @@ def _bars(points: dict[int, Measurement], names: dict[str, str]) -> Json:
         "y": list(points),
         "x": [m.median if math.isfinite(m.median) else None for m in found],
         "error_x": whiskers(found, "#64748b"),
-        "marker": {"color": [GREY if m.subject == summary.ORIGINAL else ACCENT for m in found]},
+        "marker": {"color": [GREY if m.subject == reference else ACCENT for m in found]},
         "text": [safe(f"{names[m.subject]}: {value(m)}") for m in found],
         "textposition": "none",
         "hovertemplate": "%{text}<extra></extra>",

@@ -128,11 +128,8 @@ def _header(record: RunRecord) -> str:
         words.plural(model["blocks"], "block") if isinstance(model.get("blocks"), int) else "",
         words.clean(model.get("dtype") or "", 20),
     ]
-    out = (
-        f'<p class="artifact"><span aria-hidden="true">→ </span>{esc(record.artifact, 200)}</p>'
-        if record.artifact
-        else ""
-    )
+    made = summary.product(record)
+    out = f'<p class="artifact"><span aria-hidden="true">→ </span>{esc(made, 200)}</p>' if made else ""
     said = summary.verdict(record)
     return (
         f'<p class="brand">compress <span>{esc(record.command, 20)}</span></p>'
@@ -313,7 +310,7 @@ def _run(record: RunRecord) -> str:
     for name, value in list(record.data.items())[:12]:
         if isinstance(value, dict):
             made.append(facts(f"Data: {str(name).replace('_', ' ')}", list(value.items())[:40]))
-        else:
+        elif name != "warnings":  # they are among the notes
             loose.append((name, value))
     made += [facts("Data", loose), facts("Settings", list(record.recipe.items())[:60])]
     made += [

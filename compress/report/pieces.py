@@ -94,10 +94,14 @@ def card(figure: Figure) -> str:
 
 def facts(title: str, pairs: Iterable[tuple[object, object]]) -> str:
     """A card of names and values."""
-    rows = "".join(
-        f"<div><dt>{esc(name, 80)}</dt><dd>{esc(words.plain_value(value))}</dd></div>" for name, value in pairs
-    )
+    rows = "".join(f"<div><dt>{esc(name, 80)}</dt><dd>{esc(_fact(name, value))}</dd></div>" for name, value in pairs)
     return f'<div class="facts"><h3>{esc(title, 80)}</h3><dl>{rows}</dl></div>' if rows else ""
+
+
+def _fact(name: object, value: object) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool) and str(name).endswith("bytes"):
+        return words.size(value)
+    return words.plain_value(value)
 
 
 def code(text: str) -> str:

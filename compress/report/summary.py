@@ -80,6 +80,11 @@ def target(record: RunRecord) -> str | None:
     return others[0] if others and (len(others) == 1 or record.command == "quantize") else None
 
 
+def product(record: RunRecord) -> str | None:
+    """What the title says the model became: the artifact, or the one subject that it is compared with."""
+    return record.artifact or target(record)
+
+
 def find(record: RunRecord, subject: str | None, name: str) -> Measurement | None:
     """The measurement `name` of `subject`, None when there is none or it is not a number."""
     for m in record.measurements:
@@ -126,9 +131,9 @@ def headline(record: RunRecord) -> list[Figure]:
             figures.append(figure)
     if record.verified:
         good = all(passed(v) is not False for v in record.verified)
-        names = ", ".join(dict.fromkeys(verifier(v) for v in record.verified))
+        names = "; ".join(dict.fromkeys(verifier(v) for v in record.verified))
         verdict = "agrees" if good else "DISAGREES"
-        figures.append(Figure("Verified", "", verdict, "", f"the written file, in {names}", good))
+        figures.append(Figure("Verified", "", verdict, "", names, good))
     return figures
 
 
@@ -145,10 +150,10 @@ def _figure(record: RunRecord, name: str) -> Figure | None:
     if name == "perplexity" and (ratio := find(record, target(record), "perplexity_ratio")):
         notes = [f"{words.TIMES}{words.amount('perplexity_ratio', ratio.median)} {words.interval(ratio)}".strip()]
     elif name in SPEED and ours and base and base.median > 0 and ours.median > 0:
-        notes.insert(0, change(name, base.median, ours.median))
+        notes.append(change(name, base, ours))
     label = words.LABELS.get(name, name)
     value = words.amount(name, shown.median, shown.unit)
-    return Figure(label[0].upper() + label[1:], before, value, words.unit_of(shown), " ".join(filter(None, notes)))
+    return Figure(label[0].upper() + label[1:], before, value, words.unit_of(shown), ", ".join(filter(None, notes)))
 
 
 def basis(record: RunRecord) -> str:
@@ -184,16 +189,26 @@ def best(record: RunRecord) -> list[Figure]:
     return figures
 
 
-def change(name: str, before: float, after: float) -> str:
-    """`1.73× faster`, `2.10× less`."""
+def change(name: str, before: Measurement, after: Measurement) -> str:
+    """`1.73× faster`, `2.10× less`, or that the 95 % intervals overlap and nothing is claimed."""
+    if _overlap(before, after):
+        return "no clear difference"
     if name == "peak_rss_bytes":
-        ratio, better, worse = before / after, "less", "more"
+        ratio, better, worse = before.median / after.median, "less", "more"
     else:
-        ratio = after / before if name in words.HIGHER_IS_BETTER else before / after
+        ratio = after.median / before.median
+        ratio = ratio if name in words.HIGHER_IS_BETTER else 1 / ratio
         better, worse = "faster", "slower"
     if abs(ratio - 1) < 0.005:
         return "the same"
     return f"{ratio:.2f}{words.TIMES} {better}" if ratio > 1 else f"{1 / ratio:.2f}{words.TIMES} {worse}"
+
+
+def _overlap(a: Measurement, b: Measurement) -> bool:
+    """Whether two 95 % intervals share a point; without intervals nothing is known to overlap."""
+    if a.low is None or a.high is None or b.low is None or b.high is None:
+        return False
+    return a.low <= b.high and b.low <= a.high
 
 
 def verdict(record: RunRecord) -> str:
@@ -213,6 +228,12 @@ def verdict(record: RunRecord) -> str:
         said.append(f"{len(subjects(record))} models side by side")
     sentence = "; ".join(said)
     return f"{sentence[0].upper()}{sentence[1:]}." if sentence else ""
+
+
+def rest(record: RunRecord) -> str:
+    """What the file holds besides the layers of the record; an embedding that was kept is not among those."""
+    listed = any(layer.role == "embedding" for layer in record.layers)
+    return "Everything else" if listed else "Embedding and all else"
 
 
 def part(role: str) -> str:
@@ -305,8 +326,8 @@ def _planned(plan: dict[str, Any]) -> dict[str, tuple[str, str, str]]:
 
 
 def verifier(entry: dict[str, Any]) -> str:
-    """What judged a `verified` entry: the runtime, else the format."""
-    return words.clean(entry.get("runtime") or entry.get("format") or "its runtime", 40)
+    """What judged a `verified` entry: the runtime, else the check that was made."""
+    return words.clean(entry.get("runtime") or entry.get("format") or entry.get("check") or "its runtime", 60)
 
 
 def passed(entry: dict[str, Any]) -> bool | None:
@@ -318,13 +339,19 @@ def passed(entry: dict[str, Any]) -> bool | None:
 
 
 def details(entry: dict[str, Any]) -> str:
-    """The rest of a `verified` entry as `name value` pairs."""
-    skipped = ("runtime", "format", "passed", "ok", "agrees", "path")
-    pairs = [
-        f"{words.clean(key, 40).replace('_', ' ')} {words.plain_value(value)}"
-        for key, value in entry.items()
-        if key not in skipped and isinstance(value, str | int | float | bool)
-    ]
+    """The rest of a `verified` entry: the check, then `name value` pairs."""
+    check = words.clean(entry.get("check") or "", 200)
+    pairs = [check] if check and check != verifier(entry) else []
+    for key, value in entry.items():
+        if key in ("runtime", "format", "check", "passed", "ok", "agrees", "path"):
+            continue
+        if isinstance(value, float):
+            shown = words.percent(value) if key == "top1_agreement" else words.number(value, 3)
+        elif isinstance(value, str | int):
+            shown = words.plain_value(value)
+        else:
+            continue
+        pairs.append(f"{words.clean(key, 40).replace('_', ' ')} {shown}")
     return ", ".join(pairs)
 
 
@@ -339,8 +366,8 @@ def next_steps(record: RunRecord) -> list[Step]:
         if record.command != "bench":
             steps.insert(0, Step("measure quality and speed", f"compress bench {_quoted(model)} {_quoted(out)}"))
         return steps
-    names = [name for name in subjects(record) if name != ORIGINAL]
-    source = model if model != "MODEL" else (names[0] if names else model)
+    names = subjects(record)
+    source = names[0] if names and names[0] != ORIGINAL else model
     if len(names) > 1:
         return [Step("try fewer bits", f"compress quantize {_quoted(source)} --bits 3")]
     return [Step("make it smaller", f"compress quantize {_quoted(source)} --bits 4")]

@@ -60,15 +60,17 @@ def _page(record: RunRecord, width: int) -> RenderableType:
 def _title(record: RunRecord) -> RenderableType:
     name = words.clean(record.model.get("name") or "model", 60)
     line = Text(name, style=STRONG)
-    if record.artifact:
-        line.append(" → ", style=DIM).append(words.clean(record.artifact, 200), style=STRONG)
+    if made := summary.product(record):
+        line.append(" → ", style=DIM).append(words.clean(made, 200), style=STRONG)
     facts = [
         words.clean(record.model.get("architecture") or "", 60),
         f"{words.count(record.model.get('parameters'))} parameters" if record.model.get("parameters") else "",
         words.clean(record.model.get("dtype") or "", 20),
     ]
-    card = Text(" · ".join(filter(None, facts)), style=DIM)
-    return Group(Text(), Rule(Text(f"compress {words.clean(record.command, 20)}"), align="left", style=DIM), line, card)
+    card = [Text(" · ".join(filter(None, facts)), style=DIM)] if any(facts) else []
+    return Group(
+        Text(), Rule(Text(f"compress {words.clean(record.command, 20)}"), align="left", style=DIM), line, *card
+    )
 
 
 def _section(title: str, body: RenderableType) -> RenderableType:
@@ -192,13 +194,17 @@ def _worst(record: RunRecord, width: int) -> RenderableType | None:
         *(_WHY if wide else ()),
     )
     table.columns[2].no_wrap = True
+    before = ""
     for layer in layers:
-        why = Text(words.clean(summary.why(layer), 160), style="yellow" if layer.fallback else DIM)
+        # The same reason five times over says no more than once.
+        said = words.clean(summary.why(layer), 160)
+        why = Text(said if said != before else "", style="yellow" if layer.fallback else DIM)
+        before = said
         name = Text(words.clean(layer.layer, 60))
         cells = [Text(words.percent(summary.error_of(layer))), name, Text(words.clean(layer.scheme, 20))]
         if wide:
             cells.append(why)
-        else:
+        elif why:
             name.append("\n").append_text(why)
         table.add_row(*cells)
     return _section("Worst layers", table)

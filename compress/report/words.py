@@ -238,8 +238,9 @@ def plain_value(value: object, limit: int = 400) -> str:
         return f"{value:.6g}" if math.isfinite(value) else MISSING
     if isinstance(value, dict):
         if value and all(isinstance(item, bool) for item in value.values()):
-            return clean(", ".join(str(key) for key, item in value.items() if item) or "none", limit)
+            flags = [str(key) for key, item in value.items() if item and key != "known"]
+            return clean(", ".join(flags) or "none", limit)
         return clean(", ".join(f"{key} {plain_value(item, 80)}" for key, item in value.items()), limit)
     if isinstance(value, list | tuple):
         return clean(", ".join(plain_value(item, 80) for item in value), limit)
-    return clean(value, limit)
+    return clean(value, limit) or MISSING

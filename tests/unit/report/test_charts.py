@@ -46,7 +46,7 @@ def test_stacked_parts_are_the_file_to_the_byte() -> None:
     record = fake.quantize_record()
     before, after = (m.median for m in record.measurements if m.name == "bytes")
     traces = _by_key(record)["parts"].figure["data"]
-    assert [t["name"] for t in traces] == ["Embedding", "Attention", "MLP", "Rest"]
+    assert [t["name"] for t in traces] == ["Embedding", "Attention", "MLP", "Everything else"]
     assert sum(t["x"][0] for t in traces) * 1e6 == pytest.approx(after, abs=1)
     assert sum(t["x"][1] for t in traces) * 1e6 == pytest.approx(before, abs=1)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from compress.core.types import Measurement
 from compress.report import summary
 from tests import fake_record as fake
 
@@ -49,8 +50,14 @@ def test_speed_before_and_after() -> None:
     two = ("original", "out/SmolLM2-135M-Instruct-int8")
     record = replace(bench, measurements=tuple(m for m in bench.measurements if m.subject in two))
     figures = {f.label: f for f in summary.headline(record)}
-    assert figures["Decode"].note == f"{38.8 / 31.2:.2f}× faster [37.64, 39.96]"
-    assert figures["Prefill"].note.startswith(f"{402 / 371:.2f}× slower")
+    assert figures["Decode"].note == f"[37.64, 39.96], {38.8 / 31.2:.2f}× faster"
+    assert figures["Prefill"].note == "[352.4, 385.8], no clear difference"
+    base, ours = (
+        Measurement(name, "prefill_tokens_per_s", "tokens/s", median, median - 1, median + 1)
+        for name, median in (("original", 402.0), ("a", 371.0))
+    )
+    assert summary.change("prefill_tokens_per_s", base, ours) == f"{402 / 371:.2f}× slower"
+    assert summary.change("latency_ms", base, ours) == f"{402 / 371:.2f}× faster"
     assert figures["Peak memory"].note == f"{1.31 / 1.05:.2f}× less"
 
 

@@ -118,4 +118,4 @@ def test_a_failed_verification_is_named() -> None:
     record = replace(
         fake.quantize_record(1), verified=({"runtime": "vllm", "passed": False, "max_logit_difference": 3.5},)
     )
-    assert "vllm: DISAGREES (max logit difference 3.5)" in terminal.text(record, 80)
+    assert "vllm: DISAGREES (max logit difference 3.50)" in terminal.text(record, 80)
