@@ -143,7 +143,9 @@ class _Trial:
         if self.scheme.symmetric:
             work.clamp_(-symmetric_zero(self.scheme), top - symmetric_zero(self.scheme))
         else:
-            work.clamp_(-zero.unsqueeze(2), (top - zero).unsqueeze(2))
+            # two passes beat one clamp_, which does not vectorise a bound for each group
+            torch.maximum(work, -zero.unsqueeze(2), out=work)
+            torch.minimum(work, (top - zero).unsqueeze(2), out=work)
         work.mul_(step).sub_(self.ratio).square_()
         if self.share is not None:
             work.mul_(self.share)
