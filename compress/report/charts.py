@@ -47,6 +47,11 @@ def build(record: RunRecord) -> list[Chart]:
     return [chart for make in makers if (chart := make(record)) is not None]
 
 
+def _shade(part: str) -> str:
+    """The colour of a part, the same in every chart; what is no part is grey."""
+    return PALETTE[summary.PARTS.index(part)] if part in summary.PARTS else PALETTE[-1]
+
+
 def parts_chart(record: RunRecord) -> Chart | None:
     """Bytes by part of the model, original above compressed."""
     if not record.layers:
@@ -72,10 +77,10 @@ def parts_chart(record: RunRecord) -> Chart | None:
             "x": [after[name] / 1e6, before[name] / 1e6],
             "text": [words.size(after[name]), words.size(before[name])],
             "textposition": "none",
-            "marker": {"color": color(index)},
+            "marker": {"color": _shade(name)},
             "hovertemplate": "%{text}<extra>" + name + "</extra>",
         }
-        for index, name in enumerate(shown)
+        for name in shown
     ]
     ticks = axis("", {"tickvals": [0, 1], "ticktext": ["compressed", "original"]})
     largest = max(shown, key=lambda name: after[name])
@@ -85,7 +90,7 @@ def parts_chart(record: RunRecord) -> Chart | None:
         f"the largest part now is {largest} with {words.size(after[largest])} ({share})"
     )
     figure = {"data": traces, "layout": layout(axis("MB"), ticks, {"barmode": "stack", "bargap": 0.35})}
-    legend = tuple((name, color(i), BAR) for i, name in enumerate(shown))
+    legend = tuple((name, _shade(name), BAR) for name in shown)
     return Chart("parts", "size", "Where the bytes are", sentence(said), figure, 220, legend)
 
 
@@ -107,14 +112,14 @@ def block_bytes_chart(record: RunRecord) -> Chart | None:
     traces = [_column("original", before, zero, outline)]
     top = zero
     for name in [part for part in summary.PARTS if part in after]:
-        traces.append(_column(name, after[name], top, {"color": PALETTE[summary.PARTS.index(name)]}))
+        traces.append(_column(name, after[name], top, {"color": _shade(name)}))
         top = {b: top[b] + after[name][b] for b in blocks}
     x, y = block_axis("block", blocks), axis("MB", {"rangemode": "tozero"})
     old, new = sum(before.values()), sum(top.values())
     said = f"{words.plural(len(blocks), 'block')} went from {words.size(old)} to {words.size(new)}"
     said += f", {old / new:.2f} times smaller" if new else ""
     figure = {"data": traces, "layout": layout(x, y, {"barmode": "overlay", "bargap": 0.2})}
-    series = [(name, PALETTE[summary.PARTS.index(name)], BAR) for name in summary.PARTS if name in after]
+    series = [(name, _shade(name), BAR) for name in summary.PARTS if name in after]
     legend = (("original", GREY, "□"), *series)
     return Chart("block-bytes", "size", "Bytes by block", sentence(said), figure, 300, legend)
 

@@ -110,7 +110,7 @@ def speed_chart(record: RunRecord) -> Chart | None:
         "speed",
         "speed",
         "Speed, with 95 % intervals",
-        sentence("more tokens/s and fewer ms are better. " + "; ".join(said)),
+        sentence("; ".join(said) + ". More tokens/s and fewer ms are better"),
         figure,
         height,
     )

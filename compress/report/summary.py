@@ -222,6 +222,8 @@ def verdict(record: RunRecord) -> str:
     if ours and base:
         growth = (ratio.median if ratio else ours.median / base.median) - 1
         moved = f"{abs(100 * growth):.1f} % {'up' if growth >= 0 else 'down'}"
+        if ratio and ratio.low is not None and ratio.high is not None and ratio.low <= 1 <= ratio.high:
+            moved += ", which may be chance"
         figures = f"{words.number(base.median)} to {words.number(ours.median)}"
         said.append(f"perplexity on held-out text went from {figures} ({moved})")
     if not said and len(subjects(record)) > 1:

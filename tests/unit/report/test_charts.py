@@ -135,3 +135,11 @@ def test_log_ticks_cover_the_values() -> None:
     assert min(few["tickvals"]) <= 0.02
     assert max(few["tickvals"]) >= 4.3
     assert len(many["tickvals"]) == 9
+
+
+def test_a_part_has_one_colour() -> None:
+    made = _by_key(fake.quantize_record(3))
+    shades = [{name: shade for name, shade, _ in made[key].legend} for key in ("parts", "block-bytes")]
+    assert shades[0]["MLP"] == shades[1]["MLP"]
+    assert shades[0]["Attention"] == shades[1]["Attention"]
+    assert len(set(shades[0].values())) == 4

@@ -142,3 +142,10 @@ def test_bench_of_several_runs_keeps_the_original_first() -> None:
     assert summary.subjects(shuffled)[0] == "original"
     assert summary.target(record) is None
     assert summary.verdict(record) == "4 models side by side."
+
+
+def test_the_verdict_says_when_a_change_may_be_chance() -> None:
+    record = fake.quantize_record(1)
+    assert summary.verdict(record).endswith("went from 19.03 to 20.61 (8.3 % up).")
+    wide = tuple(replace(m, low=0.99) if m.name == "perplexity_ratio" else m for m in record.measurements)
+    assert summary.verdict(replace(record, measurements=wide)).endswith("(8.3 % up, which may be chance).")
