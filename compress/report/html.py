@@ -13,7 +13,7 @@ from string import Template
 
 from compress.core.errors import MissingExtraError
 from compress.core.types import LayerResult, RunRecord
-from compress.report import charts, summary, words
+from compress.report import charts, steps, summary, words
 from compress.report.chartkit import Chart
 from compress.report.pieces import Cell, Column, card, chart, code, esc, facts, script_json, section, table
 
@@ -110,7 +110,7 @@ def _body(record: RunRecord, drawn: list[Chart]) -> str:
             section(
                 "next",
                 "Next",
-                "".join(f"<p>{esc(s.what)}</p>{code(s.line)}" for s in summary.next_steps(record)),
+                "".join(f"<p>{esc(s.what)}</p>{code(s.line)}" for s in steps.next_steps(record)),
             ),
         )
     )

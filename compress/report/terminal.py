@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.core.types import RunRecord
-from compress.report import summary, words
+from compress.report import steps, summary, words
 
 _PLAIN = str.maketrans({"→": ">", "×": "x", "·": "-", "–": "-", "…": "~", "─": "-"})
 DIM, STRONG, GOOD, BAD = "dim", "bold", "green", "bold red"
@@ -265,7 +265,7 @@ def _stages(record: RunRecord) -> RenderableType | None:
 def _next(record: RunRecord) -> RenderableType:
     """Commands are never wrapped by us: a terminal that wraps them still copies them whole."""
     lines: list[RenderableType] = []
-    for step in summary.next_steps(record):
+    for step in steps.next_steps(record):
         lines.append(Text(f"{step.what}:", style=DIM))
         lines += [Text(f"  {line}", style=STRONG, no_wrap=True, overflow="ignore") for line in step.line.split("\n")]
     return Group(_section("Next", Group(*lines)), Text(words.BYTES_NOTE, style=DIM))

@@ -10,6 +10,7 @@ import pytest
 
 from compress.core.types import Measurement
 from compress.report import summary
+from compress.report.steps import auto_class, next_steps
 from tests import fake_record as fake
 
 
@@ -120,20 +121,20 @@ def test_plan_reasons_are_counted() -> None:
 def test_auto_class_exists_and_fits(architecture: str, name: str) -> None:
     import transformers
 
-    assert summary.auto_class(architecture) == name
+    assert auto_class(architecture) == name
     assert hasattr(transformers, name)
 
 
 def test_next_steps_can_be_pasted() -> None:
     out = 'my out/it\'s "4" bit; rm -rf $HOME'
     record = replace(fake.quantize_record(1), artifact=out)
-    steps = [step.line for step in summary.next_steps(record)]
-    assert shlex.split(steps[0]) == ["compress", "bench", "demo", out]
+    lines = [step.line for step in next_steps(record)]
+    assert shlex.split(lines[0]) == ["compress", "bench", "demo", out]
     scope = {}
-    line = steps[1].split("\n")[1].replace("AutoModelForCausalLM.from_pretrained", "str")
+    line = lines[1].split("\n")[1].replace("AutoModelForCausalLM.from_pretrained", "str")
     exec(line, scope)
     assert scope["model"] == out
-    assert summary.next_steps(fake.empty_record())[0].line == "compress quantize MODEL --bits 4"
+    assert next_steps(fake.empty_record())[0].line == "compress quantize MODEL --bits 4"
 
 
 def test_bench_of_several_runs_keeps_the_original_first() -> None:
