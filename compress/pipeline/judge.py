@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.core.checkpoint import Checkpoint
-from compress.core.safetensors_file import pending, read_header, read_tensor, write_file
+from compress.core.safetensors_file import pending, write_file
 from compress.core.types import Measurement, Structure, TokenSet
 from compress.measure.quality import DocumentScore, HiddenScore, score_chunk, score_hidden, summarise, summarise_hidden
 from compress.pipeline.outside import Outside
@@ -102,7 +102,10 @@ def _hidden(structure: Structure, streams: Streams, subject: str, heldout: Token
 
 
 def write_probe(path: Path, checkpoint: Checkpoint, structure: Structure, streams: Streams, outside: Outside) -> None:
-    """Keep inputs and outputs of the compressed model for one held-out text: what the artifact must reproduce."""
+    """Keep inputs and outputs of the compressed model for one held-out text: what the artifact must reproduce.
+
+    The file's metadata names the model's class: an encoder may have been opened without the head its config names.
+    """
     trace = streams.compressed[0]
     with Replay(checkpoint.model, structure.blocks) as replay, outside.vocabularies(("compressed",)) as use:
         use("compressed")
@@ -111,14 +114,8 @@ def write_probe(path: Path, checkpoint: Checkpoint, structure: Structure, stream
         else:
             output = logits_at(replay, trace, torch.arange(min(PROBE_TOKENS, _target_ids(trace).shape[1])))[:1]
     tensors = {f"input.{name}": value[:1].clone() for name, value in trace.inputs.items()}
-    write_file(path, {name: pending(t.contiguous()) for name, t in {**tensors, "output": output}.items()})
-
-
-def read_probe(path: Path) -> tuple[dict[str, Tensor], Tensor]:
-    """Inputs and expected output (1, n, V or D) that `write_probe` left."""
-    tensors = {name: read_tensor(entry) for name, entry in read_header(path).items()}
-    output = tensors.pop("output")
-    return {name.removeprefix("input."): tensor for name, tensor in tensors.items()}, output
+    named = {name: pending(tensor.contiguous()) for name, tensor in {**tensors, "output": output}.items()}
+    write_file(path, named, {"model_class": type(checkpoint.model).__name__})
 
 
 def _first_tensor(output: Any) -> Tensor:
