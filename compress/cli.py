@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
+from typing import Any
 
 import typer
 
@@ -39,8 +41,30 @@ for _module in sorted(m.name for m in pkgutil.iter_modules(commands.__path__) if
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    app()
+    """Entry point of the console script: runs a command and leaves with its exit code.
+
+    A wrong option is one sentence like every other error, not the usage text over again.
+    """
+    try:
+        code = app(prog_name="compress", standalone_mode=False)
+    except typer.Abort:
+        code = 130
+    except Exception as error:
+        if not hasattr(error, "format_message") or not hasattr(error, "ctx"):
+            raise
+        code = _usage(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: Any) -> int:
+    """Say what is wrong with the command line; called without a verb, show the help."""
+    said = str(error.format_message())
+    if "\n" in said:
+        typer.echo(said, err=True)
+    else:
+        verb = error.ctx.command_path if error.ctx is not None else "compress"
+        typer.echo(f"compress: {said.rstrip('.')}; see {verb} --help", err=True)
+    return int(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+import signal
 import sys
+import threading
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperCommand
 
 from compress.core.errors import CompressError, Interrupted, StorageError
 
@@ -21,64 +28,140 @@ if TYPE_CHECKING:
 
 JSON = typer.Option(False, "--json", help="Print the record as one JSON object and nothing else.")
 QUIET = typer.Option(False, "--quiet", "-q", help="Print nothing but errors.")
-VERBOSE = typer.Option(False, "--verbose", "-v", help="Show tracebacks.")
-MODEL = typer.Argument(None, help="Folder, hub id or .gguf file. Left out: the built-in demo model.", show_default=False)
+VERBOSE = typer.Option(False, "--verbose", "-v", help="Show tracebacks and warnings of libraries.")
+MODEL = typer.Argument(
+    None, help="Folder, hub id or .gguf file. Left out: the built-in demo model.", show_default=False
+)
+
+
+class Command(TyperCommand):
+    """A command whose --help ends in `epilog` as it was written, line by line."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the end of --help, unwrapped."""
+        del ctx
+        formatter.write("\n" + "".join(f"{line}\n" for line in (self.epilog or "").splitlines()))
+
+
+def epilog(*lines: str) -> str:
+    """Examples for the end of a command's --help, one a line."""
+    return "\n".join(["Examples:", *(f"  {line}" for line in lines)])
+
+
+def summary(doc: str | None) -> str:
+    """The help of a command from the docstring of its file: what follows "`compress verb`: ", as a sentence."""
+    said = (doc or "").partition("`: ")[2].strip()
+    return said[:1].upper() + said[1:]
 
 
 @dataclass(frozen=True)
 class Output:
-    """How a command prints: `json` one object, `quiet` nothing, `verbose` tracebacks too."""
+    """How a command prints: `json` one object, `quiet` nothing, `verbose` tracebacks too.
+
+    resumes: whether the same command goes on where this one was stopped.
+    """
 
     json: bool = False
     quiet: bool = False
     verbose: bool = False
+    resumes: bool = False
 
     @property
     def silent(self) -> bool:
         """No progress and no notes."""
         return self.json or self.quiet
 
+    @property
+    def remedy(self) -> str:
+        """What to do after something outside of the program was mended."""
+        return "the same command resumes" if self.resumes else "run the same command again"
+
 
 @contextmanager
 def errors_as_sentences(output: Output) -> Iterator[None]:
     """Inside, whatever goes wrong ends the program with one sentence on stderr and the right exit code."""
     try:
-        yield
+        with _terminated_like_interrupted(), _warnings_hidden(output):
+            yield
     except CompressError as error:
-        _leave(str(error), error.exit_code, output)
+        kept = "; finished blocks are kept" if output.resumes and isinstance(error, StorageError) else ""
+        _leave(f"{error}{kept}", error.exit_code, output)
     except KeyboardInterrupt:
-        _leave("interrupted; the same command resumes", Interrupted.exit_code, output)
+        _leave(f"interrupted; {output.remedy}", Interrupted.exit_code, output)
     except BrokenPipeError:
+        with contextlib.suppress(OSError, ValueError):  # what is still buffered has nowhere to go
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
     except MemoryError:
-        _leave("memory ran out; use fewer --samples or a shorter --seq-len, the same command resumes", 1, output)
+        _leave(f"memory ran out; {_less(output)}", 1, output)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        _leave(f"{error.strerror or error}{where}; mend that and run the same command again", StorageError.exit_code, output)
+        _leave(f"{error.strerror or error}{where}; mend that and {output.remedy}", StorageError.exit_code, output)
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
         said = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
-        _leave(f"internal error, {type(error).__name__}: {said}; run again with -v and report what it prints", 1, output)
+        if "allocate memory" in said or type(error).__name__ == "OutOfMemoryError":  # torch's own kinds
+            _leave(f"memory ran out ({said}); {_less(output)}", 1, output)
+        _leave(
+            f"internal error, {type(error).__name__}: {said}; run again with -v and report what it prints", 1, output
+        )
+
+
+def _less(output: Output) -> str:
+    if output.resumes:
+        return "use fewer --samples or a shorter --seq-len, or a machine with more: there the same command resumes"
+    return "close other programs, or use a machine with more"
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Inside, SIGTERM ends the program the way Ctrl-C does, so that children and temporary files go too."""
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or before == signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _warnings_hidden(output: Output) -> Iterator[None]:
+    """Inside, warnings of libraries are shown with --verbose only: what matters to users is said or raised."""
+    with warnings.catch_warnings():
+        if not output.verbose:
+            warnings.simplefilter("ignore")
+        yield
 
 
 def _leave(sentence: str, code: int, output: Output) -> None:
     if output.verbose:
         traceback.print_exc(file=sys.stderr)
-    typer.echo(f"compress: {' '.join(sentence.split())}", err=True)
+    # names come from files that others wrote: no control codes for the terminal
+    shown = "".join(c if c.isprintable() else "?" for c in " ".join(sentence.split()))
+    typer.echo(f"compress: {shown}", err=True)
     raise typer.Exit(code) from None
 
 
 class Bars:
-    """Progress with an ETA on stderr: bars on a terminal, a line per stage elsewhere, nothing when silent."""
+    """Progress with an ETA on stderr: bars on a terminal, a line per stage elsewhere, nothing when silent.
+
+    When silent, what libraries print is dropped too: stdout is for the record alone.
+    """
 
     def __init__(self, output: Output) -> None:
         self.output = output
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._stage = ""
+        self._dropped = contextlib.ExitStack()
 
     def __enter__(self) -> Bars:
+        if self.output.silent:
+            self._dropped.enter_context(contextlib.redirect_stdout(io.StringIO()))
         if not self.output.silent and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -91,6 +174,7 @@ class Bars:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._dropped.close()
         if self._progress is not None:
             self._progress.stop()
 
@@ -135,10 +219,3 @@ def show(record: RunRecord, output: Output) -> None:
         from compress.report.terminal import show as show_record
 
         show_record(record, stdout_console())
-
-
-def epilog(*lines: str) -> str:
-    """Examples for the end of a command's --help, one a line."""
-    return "\n\n".join(["Examples:", *(f"  {line}" for line in lines)])
-
-

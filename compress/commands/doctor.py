@@ -1,4 +1,4 @@
-"""`compress doctor`: what this machine has, and the line that installs what it lacks."""
+"""`compress doctor`: what this machine has and lacks, with install lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EXAMPLES = _run.epilog("compress doctor", "compress doctor --json")
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("doctor", help=__doc__, epilog=EXAMPLES)(command)
+    app.command("doctor", cls=_run.Command, help=_run.summary(__doc__), epilog=EXAMPLES)(command)
 
 
 def command(json: bool = _run.JSON, quiet: bool = _run.QUIET, verbose: bool = _run.VERBOSE) -> None:

@@ -1,4 +1,4 @@
-"""`compress inspect`: what a model is made of, or what an artifact holds; no weight is read."""
+"""`compress inspect`: what a model or an artifact is made of; no weight is read."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import typer
 
 from compress.commands import _run
 
-EXAMPLES = _run.epilog("compress inspect ./my-model", "compress inspect ./my-model-4bit", "compress inspect model.gguf --json")
+EXAMPLES = _run.epilog(
+    "compress inspect ./my-model", "compress inspect ./my-model-4bit", "compress inspect model.gguf --json"
+)
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("inspect", help=__doc__, epilog=EXAMPLES)(command)
+    app.command("inspect", cls=_run.Command, help=_run.summary(__doc__), epilog=EXAMPLES)(command)
 
 
 def command(

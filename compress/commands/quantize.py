@@ -9,7 +9,7 @@ import typer
 from compress.commands import _run
 
 EXAMPLES = _run.epilog(
-    "compress quantize --bits 4                                  the demo model, built-in text",
+    "compress quantize --bits 4                    # the demo model, built-in text",
     "compress quantize ./my-model --data reviews.csv --text-column body",
     "compress quantize org/name --bits 3 --group-size 64 --out small",
     "compress quantize ./my-model --bits 8 --embeddings int8 --json > record.json",
@@ -17,9 +17,23 @@ EXAMPLES = _run.epilog(
 CODES, DATA, RUN = "Codes", "Data", "Run"
 
 
+class _Command(_run.Command):
+    """Adds what --option takes to the end of --help."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the options of every method, then the examples."""
+        from compress.commands._options import method_options
+
+        formatter.write("\nOptions of the methods, with their defaults (--option NAME=VALUE):\n")
+        with formatter.indentation():
+            for line in method_options():
+                formatter.write_text(line)
+        super().format_epilog(ctx, formatter)
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("quantize", help=__doc__, epilog=EXAMPLES)(command)
+    app.command("quantize", cls=_Command, help=_run.summary(__doc__), epilog=EXAMPLES)(command)
 
 
 def command(
@@ -27,13 +41,17 @@ def command(
     out: str | None = typer.Option(None, help="Output folder [default: MODEL-BITSbit].", rich_help_panel=RUN),
     bits: int | None = typer.Option(None, help="2, 3, 4 or 8 [default: 4]."),
     group_size: str | None = typer.Option(None, help="Inputs per scale: 16 to 256, -1 whole row [default: auto]."),
-    symmetric: bool | None = typer.Option(None, "--symmetric/--asymmetric", help="Zero points [default: none at 8 bits]."),
+    symmetric: bool | None = typer.Option(
+        None, "--symmetric/--asymmetric", help="Zero points [default: none at 8 bits]."
+    ),
     method: str | None = typer.Option(None, help="gptq or rtn [default: gptq]."),
-    option: list[str] | None = typer.Option(None, help="Setting of the method, NAME=VALUE; repeatable."),
+    option: list[str] | None = typer.Option(None, help="Setting of the method, NAME=VALUE (see below); repeatable."),
     embeddings: str | None = typer.Option(None, help="keep or int8; a tied head goes with it [default: keep]."),
     head: str | None = typer.Option(None, help="keep or int8, for an untied lm_head [default: keep]."),
     dtype: str | None = typer.Option(None, help="Of kept weights: auto, bfloat16, float16, float32 [default: auto]."),
-    data: str | None = typer.Option(None, help="txt, md, jsonl, json, csv, tsv, parquet, folder or hub name [default: built-in text]."),
+    data: str | None = typer.Option(
+        None, help="txt, md, jsonl, json, csv, tsv, parquet, folder or hub name [default: built-in text]."
+    ),
     text_column: str | None = typer.Option(None, help="Column that holds the text [default: guessed]."),
     samples: int | None = typer.Option(None, help="Calibration sequences [default: 64]."),
     seq_len: int | None = typer.Option(None, help="Tokens per sequence [default: 512]."),
@@ -43,7 +61,9 @@ def command(
     threads: int | None = typer.Option(None, help="Torch threads; 0 takes the physical cores [default: 0]."),
     device: str | None = typer.Option(None, help="Where statistics are kept: cpu, cuda, cuda:1 [default: cpu]."),
     max_shard_size: str | None = typer.Option(None, help="Largest weight file [default: 5GB]."),
-    verify: bool | None = typer.Option(None, "--verify/--no-verify", help="Open the result with transformers and compare."),
+    verify: bool | None = typer.Option(
+        None, "--verify/--no-verify", help="Open the result with transformers and compare."
+    ),
     recipe: str | None = typer.Option(None, help="YAML file of these settings; the command line wins."),
     allow_pickle: bool = typer.Option(False, "--allow-pickle", help="Open .bin weights, with weights_only=True."),
     trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help="Run code that comes with the model."),
@@ -54,7 +74,7 @@ def command(
 ) -> None:
     """Quantize a model and report what it cost."""
     given = {name: value for name, value in locals().items() if name not in NOT_SETTINGS}
-    output = _run.Output(json, quiet, verbose)
+    output = _run.Output(json, quiet, verbose, resumes=True)
     with _run.errors_as_sentences(output):
         made = build_recipe(given, recipe, option or [])
         from compress.pipeline.quantize import Hooks, quantize
@@ -79,7 +99,9 @@ def build_recipe(given: dict[str, Any], recipe: str | None, options: list[str]) 
         try:
             settings["group_size"] = int(settings["group_size"])
         except ValueError:
-            raise RecipeError(f"--group-size {settings['group_size']!r} is not a number; use 16 to 256, -1 or auto") from None
+            raise RecipeError(
+                f"--group-size {settings['group_size']!r} is not a number; use 16 to 256, -1 or auto"
+            ) from None
     if options:
         pairs = [item.partition("=") for item in options]
         bad = next((item for item, (_, sign, _) in zip(options, pairs, strict=True) if not sign), None)

@@ -7,13 +7,15 @@ import typer
 from compress.commands import _run
 
 EXAMPLES = _run.epilog(
-    "compress report ./my-model-4bit", "compress report ./my-model-4bit --html report.html", "compress report bench.json"
+    "compress report ./my-model-4bit",
+    "compress report ./my-model-4bit --html report.html",
+    "compress report bench.json",
 )
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("report", help=__doc__, epilog=EXAMPLES)(command)
+    app.command("report", cls=_run.Command, help=_run.summary(__doc__), epilog=EXAMPLES)(command)
 
 
 def command(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
+from pathlib import Path
 from typing import Any
 
 from compress.core.errors import UsageError
@@ -20,6 +21,12 @@ def names(kind: str) -> list[str]:
     """The registered names of a kind, found by listing files; nothing is imported but the package."""
     package = importlib.import_module(HOMES[kind][0])
     return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__) if m.name[0] != "_")
+
+
+def files(kind: str) -> dict[str, Path]:
+    """The source file of every registered name of a kind."""
+    folder = Path(importlib.import_module(HOMES[kind][0]).__path__[0])
+    return {name: folder / f"{name.replace('-', '_')}.py" for name in names(kind)}
 
 
 def load(kind: str, name: str) -> Any:

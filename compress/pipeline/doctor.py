@@ -44,7 +44,8 @@ def show(found: dict[str, Any], console: Console) -> None:
     rows = {
         "python": found["python"],
         "machine": f"{found['cpu']}, {found['cores_physical']} cores, {found['threads']} threads used",
-        "instructions": ", ".join(name for name, there in found["isa"].items() if there) or "no vector extension known",
+        "instructions": ", ".join(name for name, there in found["isa"].items() if there and name != "known")
+        or "no vector extension known",
         "memory": f"{found['free_memory_bytes'] / 1e9:.1f} GB free of {found['memory_bytes'] / 1e9:.1f} GB",
         "disk here": f"{found['free_disk_bytes'] / 1e9:.1f} GB free",
         "GPU": "CUDA" if found["cuda"] else "none seen (not needed)",

@@ -22,7 +22,8 @@ def quiet_libraries() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    logging.getLogger("datasets").setLevel(logging.ERROR)
+    for name in ("datasets", "huggingface_hub", "accelerate", "compressed_tensors", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
@@ -34,7 +35,9 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # tokenizers raises its own kinds; all mean the files cannot be used
         said = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{folder} has no usable tokenizer ({said}); copy tokenizer.json next to the weights") from None
+        raise ModelError(
+            f"{folder} has no usable tokenizer ({said}); copy tokenizer.json next to the weights"
+        ) from None
 
 
 def longest_sequence(config: Any) -> int:
