@@ -24,9 +24,7 @@ def _fields(file: Path) -> list[str]:
 
 
 def _values(field: ast.AnnAssign) -> str:
-    default = (
-        ast.literal_eval(field.value) if isinstance(field.value, ast.Constant) else ast.unparse(field.value or field)
-    )
+    default = field.value.value if isinstance(field.value, ast.Constant) else ast.unparse(field.value or field)
     choices = [default]
     if isinstance(field.annotation, ast.Subscript) and isinstance(field.annotation.slice, ast.Tuple):
         named = [n.value for n in field.annotation.slice.elts if isinstance(n, ast.Constant)]

@@ -103,9 +103,7 @@ def errors_as_sentences(output: Output) -> Iterator[None]:
         said = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
         if "allocate memory" in said or type(error).__name__ == "OutOfMemoryError":  # torch's own kinds
             _leave(f"memory ran out ({said}); {_less(output)}", 1, output)
-        _leave(
-            f"internal error, {type(error).__name__}: {said}; run again with -v and report what it prints", 1, output
-        )
+        _leave(f"internal error, {type(error).__name__}: {said}; run with -v and report what it prints", 1, output)
 
 
 def _less(output: Output) -> str:

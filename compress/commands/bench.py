@@ -13,15 +13,16 @@ EXAMPLES = _run.epilog(
 )
 
 
+SUBJECTS = typer.Argument(help="Models; the first is what the others are compared with.", show_default=False)
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
     app.command("bench", cls=_run.Command, help=_run.summary(__doc__), epilog=EXAMPLES)(command)
 
 
 def command(
-    subjects: list[str] = typer.Argument(
-        help="Models; the first is what the others are compared with.", show_default=False
-    ),
+    subjects: list[str] = SUBJECTS,
     data: str | None = typer.Option(None, help="Text to judge on: file, folder or hub name [default: built-in text]."),
     text_column: str | None = typer.Option(None, help="Column that holds the text [default: guessed]."),
     eval_samples: int = typer.Option(16, help="Held-out documents."),

@@ -14,7 +14,7 @@ EXAMPLES = _run.epilog(
     "compress quantize org/name --bits 3 --group-size 64 --out small",
     "compress quantize ./my-model --bits 8 --embeddings int8 --json > record.json",
 )
-CODES, DATA, RUN = "Codes", "Data", "Run"
+OPTION = typer.Option(None, metavar="NAME=VALUE", help="Setting of the method, see below; repeatable.")
 
 
 class _Command(_run.Command):
@@ -38,14 +38,14 @@ def register(app: typer.Typer) -> None:
 
 def command(
     model: str | None = _run.MODEL,
-    out: str | None = typer.Option(None, help="Output folder [default: MODEL-BITSbit].", rich_help_panel=RUN),
+    out: str | None = typer.Option(None, help="Output folder [default: MODEL-BITSbit]."),
     bits: int | None = typer.Option(None, help="2, 3, 4 or 8 [default: 4]."),
     group_size: str | None = typer.Option(None, help="Inputs per scale: 16 to 256, -1 whole row [default: auto]."),
     symmetric: bool | None = typer.Option(
-        None, "--symmetric/--asymmetric", help="Zero points [default: none at 8 bits]."
+        None, "--symmetric/--asymmetric", help="No zero points, or with [default: symmetric at 8 bits only]."
     ),
     method: str | None = typer.Option(None, help="gptq or rtn [default: gptq]."),
-    option: list[str] | None = typer.Option(None, help="Setting of the method, NAME=VALUE (see below); repeatable."),
+    option: list[str] | None = OPTION,
     embeddings: str | None = typer.Option(None, help="keep or int8; a tied head goes with it [default: keep]."),
     head: str | None = typer.Option(None, help="keep or int8, for an untied lm_head [default: keep]."),
     dtype: str | None = typer.Option(None, help="Of kept weights: auto, bfloat16, float16, float32 [default: auto]."),
@@ -62,7 +62,7 @@ def command(
     device: str | None = typer.Option(None, help="Where statistics are kept: cpu, cuda, cuda:1 [default: cpu]."),
     max_shard_size: str | None = typer.Option(None, help="Largest weight file [default: 5GB]."),
     verify: bool | None = typer.Option(
-        None, "--verify/--no-verify", help="Open the result with transformers and compare."
+        None, "--verify/--no-verify", help="Open the result with transformers and compare [default: verify]."
     ),
     recipe: str | None = typer.Option(None, help="YAML file of these settings; the command line wins."),
     allow_pickle: bool = typer.Option(False, "--allow-pickle", help="Open .bin weights, with weights_only=True."),

@@ -1,4 +1,4 @@
-"""The stage behind `compress bench`: held-out text for the reference's tokenizer, then measurements in fresh processes."""
+"""The stage behind `compress bench`: held-out text for the reference's tokenizer, figures from fresh processes."""
 
 from __future__ import annotations
 

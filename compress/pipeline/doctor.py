@@ -38,14 +38,19 @@ def examine() -> dict[str, Any]:
     return found
 
 
+def _instructions(isa: dict[str, Any]) -> str:
+    if not isa["known"]:
+        return "this system does not say"
+    return ", ".join(name for name, there in isa.items() if there and name != "known") or "no vector extension"
+
+
 def show(found: dict[str, Any], console: Console) -> None:
     """Print what was found, and the install line of what is missing."""
     table = Table(box=None, show_header=False, pad_edge=False)
     rows = {
         "python": found["python"],
         "machine": f"{found['cpu']}, {found['cores_physical']} cores, {found['threads']} threads used",
-        "instructions": ", ".join(name for name, there in found["isa"].items() if there and name != "known")
-        or "no vector extension known",
+        "instructions": _instructions(found["isa"]),
         "memory": f"{found['free_memory_bytes'] / 1e9:.1f} GB free of {found['memory_bytes'] / 1e9:.1f} GB",
         "disk here": f"{found['free_disk_bytes'] / 1e9:.1f} GB free",
         "GPU": "CUDA" if found["cuda"] else "none seen (not needed)",

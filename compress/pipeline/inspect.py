@@ -55,7 +55,9 @@ def _artifact(path: Path) -> RunRecord:
     card = {"name": manifest["model"], "format": manifest["format"], "schemes": dict(schemes.most_common())}
     sizes = (Measurement(str(path), "bytes", "bytes", weight_bytes(path)),)
     notes = ("every file has the sha256 that its manifest names",)
-    return RunRecord("inspect", card, str(path), plan=plan, measurements=sizes, notes=notes, environment=device.environment())
+    return RunRecord(
+        "inspect", card, str(path), plan=plan, measurements=sizes, notes=notes, environment=device.environment()
+    )
 
 
 def _by_role(layers: list[LayerRef]) -> dict[str, list[LayerRef]]:
@@ -90,7 +92,7 @@ def show(record: RunRecord, console: Console) -> None:
         for column in ("role", "layers", "shapes (out x in)", "parameters", "stored as", "shares its input with"):
             table.add_column(column, justify="right" if column in ("layers", "parameters") else "left")
         for line in roles:
-            shared = line["tied_to"] and f"tied to {line['tied_to']}" or ", ".join(line["fused_with"])
+            shared = f"tied to {line['tied_to']}" if line["tied_to"] else ", ".join(line["fused_with"])
             cells = (line["role"], str(line["layers"]), ", ".join(line["shapes"][:3]), f"{line['parameters']:,}")
             table.add_row(*map(escape, (*cells, ", ".join(line["stored"]), shared)))
         console.print(table)
