@@ -10,7 +10,8 @@ from compress.measure.settings import BenchSettings
 from compress.pipeline.bench import Text, bench
 from compress.pipeline.quantize import DataSettings, quantize
 from compress.recipe import Recipe
-from compress.report import html, record as records, terminal
+from compress.report import html, terminal
+from compress.report import record as records
 
 
 def run() -> dict[str, Any]:

@@ -15,7 +15,10 @@ from compress.recipe import Recipe
 
 METHODS: dict[str, dict[str, Any]] = {
     "rtn + MSE clip": {"method": "rtn"},
-    "gptq classic": {"method": "gptq", "options": {"act_order": False, "scales": "minmax"}},
+    "gptq classic": {
+        "method": "gptq",
+        "options": {"act_order": False, "scales": "minmax", "rounds": 0, "shrinkage": 0.0},
+    },
     "gptq": {"method": "gptq"},
 }
 SOURCES = {"BBC news": True, "built-in": False}
