@@ -68,7 +68,9 @@ class Recipe(BaseModel):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"][:1])
             said = first["msg"].removeprefix("Value error, ")
-            raise RecipeError(said if said.startswith("--") else f"{where}: {said} (given: {first['input']!r})") from None
+            if not said.startswith("--"):
+                said = f"{where}: {said} (given: {first['input']!r})"
+            raise RecipeError(said) from None
 
     @classmethod
     def read(cls, path: str | Path, **overrides: Any) -> Recipe:
