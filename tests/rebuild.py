@@ -181,3 +181,66 @@ def first_output(output: Any) -> Tensor:
     """Logits, or the hidden states of a model without a head."""
     found: Tensor = next(v for v in output.to_tuple() if isinstance(v, Tensor) and v.is_floating_point())
     return found
+
+
+def layer_inputs(model: Any, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The inputs (n, I) float64 of every layer inside blocks, by plain hooks while `model` runs `batches`.
+
+    Those of fused experts are worked out from what their router decided.
+    """
+    seen: dict[str, list[Tensor]] = {}
+    hooks = []
+    layers = structure_of(model).layers
+    for layer in layers:
+        if layer.expert is None:
+            hooks.append(_watch(model, layer.name, seen))
+    homes = {layer.param.rpartition(".")[0] for layer in layers if layer.expert is not None}
+    for home in homes:
+        hooks.append(_watch_experts(model, home, seen))
+    with torch.no_grad():
+        for batch in batches:
+            model(**batch)
+    for hook in hooks:
+        hook.remove()
+    widths = {layer.name: layer.shape[1] for layer in layers}
+    return {name: torch.cat(seen[name]) if name in seen else torch.empty(0, width) for name, width in widths.items()}
+
+
+def _watch(model: Any, name: str, seen: dict[str, list[Tensor]]) -> Any:
+    def before(_: Any, args: tuple[Any, ...]) -> None:
+        seen.setdefault(name, []).append(args[0].reshape(-1, args[0].shape[-1]).double())
+
+    return model.get_submodule(name).register_forward_pre_hook(before)
+
+
+def _watch_experts(model: Any, home: str, seen: dict[str, list[Tensor]]) -> Any:
+    experts = model.get_submodule(home)
+
+    def before(_: Any, args: tuple[Any, ...]) -> None:
+        hidden, chosen = args[0].reshape(-1, args[0].shape[-1]), args[1]
+        for number in range(experts.gate_up_proj.shape[0]):
+            mine = hidden[(chosen == number).any(-1)]
+            gate, up = (mine @ experts.gate_up_proj[number].T).chunk(2, dim=-1)
+            seen.setdefault(f"{home}.{number}.gate_up_proj", []).append(mine.double())
+            seen.setdefault(f"{home}.{number}.down_proj", []).append((experts.act_fn(gate) * up).double())
+
+    return experts.register_forward_pre_hook(before)
+
+
+def block_outputs(model: Any, batches: list[dict[str, Tensor]]) -> tuple[list[list[Tensor]], list[Tensor]]:
+    """Hidden states (B, L, D) of every block for every batch, and the model's outputs, by its own plain forward."""
+    blocks = [model.get_submodule(block.name) for block in structure_of(model).blocks]
+    hidden: list[list[Tensor]] = [[] for _ in blocks]
+
+    def keep(number: int) -> Any:
+        def after(_: Any, __: Any, output: Any) -> None:
+            hidden[number].append(output if isinstance(output, Tensor) else output[0])
+
+        return after
+
+    hooks = [block.register_forward_hook(keep(number)) for number, block in enumerate(blocks)]
+    with torch.no_grad():
+        made = [first_output(model(**batch)) for batch in batches]
+    for hook in hooks:
+        hook.remove()
+    return hidden, made

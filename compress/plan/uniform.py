@@ -27,12 +27,12 @@ class Rules:
     """What the artifact's format asks of a plan: its caps, the grid of its scales, and which layers it refuses."""
 
     caps: FormatCaps
-    scale_grid: Callable[[int, bool], tuple[str, int]]
+    scale_grid: Callable[[int, bool, str], tuple[str, int]]
     refuses: Refuses
 
-    def scheme(self, bits: int, group: int, symmetric: bool) -> Scheme:
-        """An integer scheme with scales as the format stores them."""
-        return Scheme("int", bits, group, symmetric, *self.scale_grid(bits, symmetric))
+    def scheme(self, bits: int, group: int, symmetric: bool, container: str = "linear") -> Scheme:
+        """An integer scheme with scales as the format stores them for weights of `container`."""
+        return Scheme("int", bits, group, symmetric, *self.scale_grid(bits, symmetric, container))
 
 
 def make_plan(recipe: Recipe, structure: Structure, rules: Rules, dtype: str) -> Plan:
@@ -45,20 +45,25 @@ def make_plan(recipe: Recipe, structure: Structure, rules: Rules, dtype: str) ->
         raise RecipeError(f"{structure.architecture} has no linear layer inside blocks; there is nothing to quantize")
     notes = []
     symmetric = recipe.bits == 8 if recipe.symmetric is None else recipe.symmetric
-    if not symmetric and any(layer.container == "experts" for layer in layers) and "experts" in rules.caps.symmetric_only:
+    if (
+        not symmetric
+        and any(layer.container == "experts" for layer in layers)
+        and "experts" in rules.caps.symmetric_only
+    ):
         symmetric = True
         notes.append("symmetric codes: servers decode packed experts without zero points only")
     group, why = choose_group(recipe.group_size, layers, rules.caps)
-    body = rules.scheme(recipe.bits, group, symmetric)
+    kinds = {layer.container: rules.scheme(recipe.bits, group, symmetric, layer.container) for layer in layers}
+    body = frozenset(kinds.values())
     plans: dict[str, LayerPlan] = {}
     for layer in layers:
-        plans[layer.name] = LayerPlan(layer.name, body, recipe.method, why, dict(recipe.options))
+        plans[layer.name] = LayerPlan(layer.name, kinds[layer.container], recipe.method, why, dict(recipe.options))
     for plan in _outside(recipe, structure, dtype, rules.scheme(8, -1, True)):
         plans[plan.layer] = plan
     schemes = frozenset(plan.scheme for plan in plans.values() if plan.scheme.kind == "int")
     refused: dict[str, list[str]] = {}
     for layer in all_layers(structure):
-        because = rules.refuses(layer, plans[layer.name].scheme, schemes if layer.block < 0 else frozenset({body}))
+        because = rules.refuses(layer, plans[layer.name].scheme, schemes if layer.block < 0 else body)
         if because:
             refused.setdefault(because, []).append(layer.name)
             plans[layer.name] = _beside(plans[layer.name], because)
@@ -104,7 +109,9 @@ def _outside(recipe: Recipe, structure: Structure, dtype: str, int8: Scheme) -> 
     if structure.embedding:
         chosen = recipe.embeddings == "int8"
         reason = "int8 rows, as asked" if chosen else "embedding kept (--embeddings int8 shrinks it)"
-        plans.append(LayerPlan(structure.embedding.name, int8 if chosen else dense, "rtn" if chosen else "keep", reason))
+        plans.append(
+            LayerPlan(structure.embedding.name, int8 if chosen else dense, "rtn" if chosen else "keep", reason)
+        )
     if structure.head:
         chosen = recipe.embeddings == "int8" if structure.tied else recipe.head == "int8"
         reason = "tied to the embedding" if structure.tied else "int8 rows, as asked" if chosen else "head kept"

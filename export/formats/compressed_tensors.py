@@ -4,9 +4,10 @@ Per packed linear: `weight_packed` int32 (O, ceil(I * bits / 32)), `weight_scale
 for asymmetric schemes, `weight_zero_point` int32 packed along O. What it cannot hold (gpt2's transposed Conv1D, a tied
 int8 embedding) is written dense, and its codes go to `compress/codes-*.safetensors` for the formats that can.
 
-Two limits come from how transformers 5 opens such a checkpoint, both found by loading one:
+Limits come from how transformers 5 opens such a checkpoint, found by loading one:
 - zero points are only decoded with `dequantize: true`, which knows one scheme for the whole model;
-- fused experts are only decoded with `dequantize: true`, and symmetric.
+- fused experts are only decoded with `dequantize: true`, symmetric, and again with one scheme for the whole model;
+  they stay in the dtype of their scales.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ CAPS = FormatCaps(
     notes=("vLLM's kernels take groups of 32, 64 and 128 and whole rows",),
 )
 
+EXPERT_GRID = ("float32", 8)
+"""Scales of fused experts: eight significant bits, so that a server's cast to bfloat16 changes nothing."""
+
 
 @dataclass(frozen=True)
 class Format:
@@ -37,7 +41,7 @@ class Format:
 
     caps: FormatCaps = CAPS
 
-    def scale_grid(self, bits: int, symmetric: bool) -> tuple[str, int]:
+    def scale_grid(self, bits: int, symmetric: bool, container: str = "linear") -> tuple[str, int]:
         """(dtype, significant bits) of scales for codes of `bits` bits.
 
         transformers multiplies codes and scales in the dtype of the stored scales when it dequantizes. Scales of
@@ -45,7 +49,11 @@ class Format:
         which is what vLLM does with them; codes are solved against the rounded scale, so nothing is lost twice.
         Eight-bit codes leave too few bits for that: symmetric ones are multiplied in the model's dtype and take
         bfloat16, asymmetric ones float32.
+        Fused experts stay in the dtype of their scales whatever dtype the model is opened in: only float32 loses
+        nothing then (float16 rounds the activations of a float32 model, and overflows those of a bfloat16 one).
         """
+        if container == "experts":
+            return EXPERT_GRID
         if bits < 8:
             return "float16", min(8, 11 - bits)
         return ("bfloat16", 0) if symmetric else ("float32", 0)
@@ -60,8 +68,11 @@ class Format:
             return "transformers cannot open a packed weight that is tied"
         if layer.container == "experts" and not scheme.symmetric:
             return "transformers decodes packed experts only when they are symmetric"
-        if len(schemes) > 1 and any(not s.symmetric for s in schemes):
+        mixed = len({s.name for s in schemes}) > 1
+        if mixed and any(not s.symmetric for s in schemes):
             return "transformers decodes zero points with one scheme for the whole model"
+        if mixed and any((s.scale_dtype, s.scale_bits) == EXPERT_GRID for s in schemes):
+            return "transformers decodes packed experts with one scheme for the whole model"
         return None
 
     def tensors(self, name: str, q: QTensor) -> dict[str, Tensor]:
@@ -86,11 +97,13 @@ class Format:
         """
         if not packed:
             return None
-        main = Counter(packed.values()).most_common(1)[0][0]
+        # by name: the dtype of scales is not part of a group's description
+        main = Counter(scheme.name for scheme in packed.values()).most_common(1)[0][0]
+        by_name = {scheme.name: scheme for scheme in packed.values()}
         groups: dict[str, Any] = {}
-        for number, scheme in enumerate(sorted({s for s in packed.values() if s != main}, key=lambda s: s.name), 1):
-            groups[f"group_{number}"] = _group(sorted(n for n, s in packed.items() if s == scheme), scheme)
-        groups["group_0"] = _group(["Linear"], main)
+        for number, name in enumerate(sorted(set(by_name) - {main}), 1):
+            groups[f"group_{number}"] = _group(sorted(n for n, s in packed.items() if s.name == name), by_name[name])
+        groups["group_0"] = _group(["Linear"], by_name[main])
         config: dict[str, Any] = {
             "quant_method": "compressed-tensors",
             "format": "pack-quantized",
@@ -98,7 +111,7 @@ class Format:
             "config_groups": groups,
             "ignore": sorted(dense_modules),
         }
-        if experts or not main.symmetric:
+        if experts or not by_name[main].symmetric:
             config["dequantize"] = True
         return config
 

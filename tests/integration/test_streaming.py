@@ -1,0 +1,165 @@
+"""The streaming forward is the model's own: states, logits and statistics against hooks on the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from compress.core.blocks import find_structure, read_weight
+from compress.core.checkpoint import Checkpoint, fill_tied
+from compress.core.registry import load
+from compress.core.types import Plan, Structure
+from compress.pipeline.collect import collecting
+from compress.pipeline.quantize import Hooks, make_streams, open_and_plan
+from compress.pipeline.replay import Replay, Trace
+from compress.pipeline.store import Store
+from tests.rebuild import (
+    Codes,
+    Run,
+    block_outputs,
+    compress_in_memory,
+    first_output,
+    layer_inputs,
+    open_original,
+    structure_of,
+)
+from tests.tiny import ENCODER_DECODERS, TINY
+
+Runs = Callable[[str], Run]
+TEXT = [name for name in TINY if name != "whisper"]
+TOLERANCE = 1e-5
+
+
+def collector(width: int) -> Any:
+    """A hessian of one layer input."""
+    return load("collector", "hessian")(width, torch.device("cpu"))
+
+
+def batches(name: str) -> list[dict[str, Tensor]]:
+    """Two batches of different sizes, longer than the tiny sliding windows."""
+    generator = torch.Generator().manual_seed(5)
+    ids = [torch.randint(4, 400, shape, generator=generator) for shape in ((2, 40), (1, 24))]
+    if name in ENCODER_DECODERS:
+        return [{"input_ids": i[:, : i.shape[1] // 2], "decoder_input_ids": i[:, i.shape[1] // 2 :]} for i in ids]
+    return [{"input_ids": i} for i in ids]
+
+
+def opened(source: Path) -> tuple[Checkpoint, Structure]:
+    """A checkpoint of ours with every weight in memory."""
+    checkpoint = Checkpoint(source)
+    structure = find_structure(checkpoint.model, checkpoint.config)
+    for name in checkpoint.outside(block.name for block in structure.blocks):
+        fill_tied(checkpoint.model, name, checkpoint.load(name).float())
+    checkpoint.fill_buffers()
+    for block in structure.blocks:
+        checkpoint.fill(block.name)
+    return checkpoint, structure
+
+
+def assert_close(got: Tensor, wanted: Tensor) -> None:
+    """Within TOLERANCE of the largest wanted value."""
+    assert got.shape == wanted.shape
+    assert float((got - wanted).abs().max()) <= TOLERANCE * max(1.0, float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_played_back_blocks_give_the_models_own_outputs(runs: Runs, tmp_path: Path, name: str) -> None:
+    """Half way the activations go through the disk and into new traces, as after a kill."""
+    checkpoint, structure = opened(runs(name).source)
+    hidden, wanted = block_outputs(open_original(runs(name)), batches(name))
+    store = Store(checkpoint, Plan({}, 0), tmp_path, torch.bfloat16)
+    traces = [Trace(batch) for batch in batches(name)]
+    half = len(structure.blocks) // 2
+    with Replay(checkpoint.model, structure.blocks) as replay:
+        for block in structure.blocks:
+            if block.index == half:
+                traces = [Trace(batch) for batch in batches(name)]
+                lasts = {before.stack: before for before in structure.blocks[:half]}
+                for before in lasts.values():
+                    store.read_state(before, traces)
+            for number, trace in enumerate(traces):
+                replay.advance(trace, block.index)
+                assert_close(trace.hidden[block.stack], hidden[block.index][number])
+            store.write_state(block, traces)
+        for trace, output in zip(traces, wanted, strict=True):
+            assert_close(first_output(replay.finish(trace)), output)
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_statistics_are_those_of_plain_hooks(runs: Runs, name: str) -> None:
+    checkpoint, structure = opened(runs(name).source)
+    inputs = layer_inputs(open_original(runs(name)), batches(name))
+    traces = [Trace(batch) for batch in batches(name)]
+    with Replay(checkpoint.model, structure.blocks) as replay:
+        for block in structure.blocks:
+            with collecting(checkpoint.model, block, collector) as gathered:
+                for trace in traces:
+                    replay.run(trace, block.index)
+            for layer in block.layers:
+                x, stats = inputs[layer.name], gathered.take(layer)
+                assert stats.n_tokens == x.shape[0], layer.name
+                if x.shape[0]:
+                    assert_close(stats.hessian.double(), 2 / x.shape[0] * x.T @ x)
+            for trace in traces:
+                replay.advance(trace, block.index)
+
+
+def test_layers_share_statistics_only_when_they_read_the_same(runs: Runs) -> None:
+    """Deberta multiplies query and key, not value, with relative positions; llama's three read one input."""
+    groups = {}
+    for name in ("deberta-v2", "llama"):
+        checkpoint, structure = opened(runs(name).source)
+        block = structure.blocks[0]
+        with (
+            Replay(checkpoint.model, structure.blocks) as replay,
+            collecting(checkpoint.model, block, collector) as gathered,
+        ):
+            replay.run(Trace(batches(name)[0]), 0)
+        groups[name] = [[layer.role for layer in group] for group in gathered.inputs()]
+    assert groups["deberta-v2"][:2] == [["q_proj", "k_proj"], ["v_proj"]]
+    assert groups["llama"] == [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
+
+
+def output_error(weight: Tensor, quantized: Tensor, x: Tensor) -> float:
+    """|X (W - Q)^T|^2 / |X W^T|^2 in float64."""
+    w = weight.double()
+    return float((x @ (w - quantized.double()).T).square().sum() / (x @ w.T).square().sum())
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_each_layer_was_solved_with_the_inputs_that_the_compressed_model_gives_it(runs: Runs, name: str) -> None:
+    """The recorded error of every layer, worked out again: blocks before it compressed, its own still original."""
+    done = runs(name)
+    recorded = {result.layer: result for result in done.record.layers}
+    codes = Codes(done)
+    text = [trace.inputs for trace in make_streams(open_and_plan(done.recipe, Hooks())).calibration]
+    for block in structure_of(open_original(done)).blocks:
+        model = compress_in_memory(done, open_original(done), blocks=block.index)
+        inputs = layer_inputs(model, text)
+        for layer in block.layers:
+            x = inputs[layer.name]
+            weight = read_weight(layer, model.get_parameter(layer.param))
+            assert recorded[layer.name].n_tokens == x.shape[0], layer.name
+            error = output_error(weight, codes.weight(layer), x)
+            assert recorded[layer.name].output_error == pytest.approx(error, rel=0.005), layer.name
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_each_blocks_error_is_that_of_the_two_whole_models(
+    runs: Runs, models: Callable[[str], tuple[Any, Any]], name: str
+) -> None:
+    done = runs(name)
+    text = [trace.inputs for trace in make_streams(open_and_plan(done.recipe, Hooks())).original]
+    original, _ = block_outputs(open_original(done), text)
+    compressed, _ = block_outputs(models(name)[1], text)
+    assert len(done.record.blocks) == len(original)
+    for block, one, other in zip(done.record.blocks, original, compressed, strict=True):
+        a = torch.cat([h.reshape(-1, h.shape[-1]) for h in one]).double()
+        b = torch.cat([h.reshape(-1, h.shape[-1]) for h in other]).double()
+        assert block.hidden_error == pytest.approx(float((a - b).square().sum() / a.square().sum()), rel=0.001)
+        assert block.hidden_cosine == pytest.approx(float(torch.cosine_similarity(a, b, dim=-1).mean()), abs=1e-5)
