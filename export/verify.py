@@ -41,7 +41,7 @@ def check_stored(out: Path) -> dict[str, Any]:
     entries = read_index(out)
     names = sorted(name.removesuffix(".weight_packed") for name in entries if name.endswith(".weight_packed"))
     if raw is None or not names:
-        return {"check": "packed layers", "layers": 0, "passed": not names}
+        return {"check": "no packed layer to decode", "layers": 0, "passed": not names}
     known = {k: v for k, v in raw.items() if k != "dequantize"}
     groups = QuantizationConfig.model_validate(known).config_groups
     compressor = BaseCompressor.get_value_from_registry("pack-quantized")

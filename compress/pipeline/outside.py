@@ -14,7 +14,7 @@ from compress.core.blocks import read_weight
 from compress.core.checkpoint import Checkpoint, fill_tied
 from compress.core.numerics.affine import dequantize
 from compress.core.safetensors_file import Pending, pending, read_header, read_tensor, write_file
-from compress.core.types import LayerResult, Plan, QTensor, Structure, torch_dtype
+from compress.core.types import LayerPlan, LayerRef, LayerResult, Plan, QTensor, Structure, torch_dtype
 from compress.pipeline.replay import without_vocabulary
 from compress.pipeline.solve import Job, solve
 from compress.pipeline.store import Store
@@ -38,7 +38,7 @@ class Outside:
         self._small: dict[Which, dict[str, Tensor]] = {"original": {}, "compressed": {}}
 
     def compress(self, path: Path) -> list[LayerResult]:
-        """Write the compressed parameters to `path`; returns a row for every one that was quantized."""
+        """Write the compressed parameters to `path`; returns a row for every weight matrix, kept ones too."""
         tensors: dict[str, Pending] = {}
         results: list[LayerResult] = []
         for name in self.names:
@@ -49,12 +49,15 @@ class Outside:
             if layer is not None and plan is not None and plan.scheme.kind == "int":
                 weight = read_weight(layer, self.checkpoint.load(name))
                 before = self.checkpoint.dtype_of(name).itemsize * weight.numel()
-                solved = solve([Job(layer, plan, weight, None, before)])[0]
+                bits = self.store.dtype.itemsize * 8
+                solved = solve([Job(layer, plan, weight, None, before, bits)])[0]
                 results.append(solved.result)
                 tensors |= self.store.layer_tensors(solved, plan.packed)
                 tensors |= _keep_codes(name, solved.q)
             else:
                 tensors[self.store.key(name)] = self._kept(name)
+                if layer is not None and plan is not None:
+                    results.append(self._kept_row(layer, plan))
         for name in self.checkpoint.buffers(without=tuple(f"{b.name}." for b in self.structure.blocks)):
             tensors[self.store.key(name)] = pending(read_tensor(self.checkpoint.entries[self.store.key(name)]))
         write_file(path, tensors)
@@ -63,6 +66,15 @@ class Outside:
     def _kept(self, name: str) -> Pending:
         shape = tuple(self.checkpoint.model.get_parameter(name).shape)
         return Pending(self.store.dtype, shape, lambda: self.checkpoint.load(name).to(self.store.dtype))
+
+    def _kept_row(self, layer: LayerRef, plan: LayerPlan) -> LayerResult:
+        count = layer.shape[0] * layer.shape[1]
+        before = self.checkpoint.dtype_of(layer.param).itemsize * count
+        after = self.store.dtype.itemsize * count
+        scheme, none = plan.scheme.name, float("nan")
+        return LayerResult(
+            layer.name, layer.block, layer.role, layer.shape, scheme, "keep", plan.reason, before, after, none, none, 0.0
+        )
 
     def load_small(self, path: Path) -> None:
         """Read everything but the vocabulary, original and compressed, once."""

@@ -27,13 +27,17 @@ class Solved:
 
 @dataclass(frozen=True)
 class Job:
-    """One layer to be solved. weight: (O, I) float32. stats: of its input, or None."""
+    """One layer to be solved. weight: (O, I) float32. stats: of its input, or None.
+
+    bytes_before: on disk. dense_bits: of a weight that the format cannot pack.
+    """
 
     layer: LayerRef
     plan: LayerPlan
     weight: Tensor
     stats: LayerStats | None
     bytes_before: int
+    dense_bits: int = 16
 
 
 def solve(jobs: Iterable[Job]) -> list[Solved]:
@@ -86,6 +90,7 @@ def _judge(job: Job, q: QTensor, fallback: str | None, seconds: float) -> Solved
     weight = dequantize(q)
     hessian = job.stats.hessian if job.stats is not None and job.stats.n_tokens else None
     rows, columns = job.layer.shape
+    bits = q.scheme.bits_per_weight(job.layer.shape) if job.plan.packed else job.dense_bits
     result = LayerResult(
         layer=job.layer.name,
         block=job.layer.block,
@@ -95,7 +100,7 @@ def _judge(job: Job, q: QTensor, fallback: str | None, seconds: float) -> Solved
         method=job.plan.method,
         reason=job.plan.reason,
         bytes_before=job.bytes_before,
-        bytes_after=round(q.scheme.bits_per_weight(job.layer.shape) * rows * columns / 8),
+        bytes_after=round(bits * rows * columns / 8),
         output_error=output_error(job.weight, weight, hessian),
         weight_error=weight_error(job.weight, weight),
         seconds=seconds,

@@ -131,6 +131,7 @@ class Stream:
                     read_weight(layer, model.get_parameter(layer.param)),
                     stats,
                     self.checkpoint.dtype_of(layer.param).itemsize * layer.shape[0] * layer.shape[1],
+                    self.store.dtype.itemsize * 8,
                 )
                 for layer in stack
             ]

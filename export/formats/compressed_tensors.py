@@ -111,7 +111,8 @@ class Format:
             "config_groups": groups,
             "ignore": sorted(dense_modules),
         }
-        if experts or not by_name[main].symmetric:
+        # decoded on loading; else it is on a layer's first forward, and t5 asks for `wo.weight` before that
+        if experts or len(by_name) == 1 or not by_name[main].symmetric:
             config["dequantize"] = True
         return config
 
