@@ -188,10 +188,10 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
 def _refuses(checkpoint: Checkpoint) -> uniform.Refuses:
     from compress.core.checkpoint import disk_parts
 
-    def refuses(layer: LayerRef, scheme: Scheme, schemes: frozenset[Scheme]) -> str | None:
+    def refuses(layer: LayerRef, scheme: Scheme, uses: uniform.Uses) -> str | None:
         if scheme.kind == "int" and disk_parts(layer, checkpoint.sources[layer.param]) is None:
             return "the checkpoint stores all experts as one tensor, compressed-tensors one by one"
-        return FORMAT.refuses(layer, scheme, schemes)
+        return FORMAT.refuses(layer, scheme, uses)
 
     return refuses
 

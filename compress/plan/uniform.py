@@ -12,7 +12,9 @@ from compress.core.errors import RecipeError
 from compress.core.types import FormatCaps, LayerPlan, LayerRef, Plan, Scheme, Structure
 from compress.recipe import Recipe
 
-Refuses = Callable[[LayerRef, Scheme, frozenset[Scheme]], str | None]
+Uses = frozenset[tuple[str, Scheme]]
+"""Every (container, scheme) with codes that a model has."""
+Refuses = Callable[[LayerRef, Scheme, Uses], str | None]
 
 
 def storage_dtype(recipe: Recipe, stored: torch.dtype) -> str:
@@ -27,12 +29,12 @@ class Rules:
     """What the artifact's format asks of a plan: its caps, the grid of its scales, and which layers it refuses."""
 
     caps: FormatCaps
-    scale_grid: Callable[[int, bool, str], tuple[str, int]]
+    scale_grid: Callable[[int, str], tuple[str, int]]
     refuses: Refuses
 
     def scheme(self, bits: int, group: int, symmetric: bool, container: str = "linear") -> Scheme:
         """An integer scheme with scales as the format stores them for weights of `container`."""
-        return Scheme("int", bits, group, symmetric, *self.scale_grid(bits, symmetric, container))
+        return Scheme("int", bits, group, symmetric, *self.scale_grid(bits, container))
 
 
 def make_plan(recipe: Recipe, structure: Structure, rules: Rules, dtype: str) -> Plan:
@@ -54,16 +56,17 @@ def make_plan(recipe: Recipe, structure: Structure, rules: Rules, dtype: str) ->
         notes.append("symmetric codes: servers decode packed experts without zero points only")
     group, why = choose_group(recipe.group_size, layers, rules.caps)
     kinds = {layer.container: rules.scheme(recipe.bits, group, symmetric, layer.container) for layer in layers}
-    body = frozenset(kinds.values())
+    body = frozenset(kinds.items())
     plans: dict[str, LayerPlan] = {}
     for layer in layers:
         plans[layer.name] = LayerPlan(layer.name, kinds[layer.container], recipe.method, why, dict(recipe.options))
     for plan in _outside(recipe, structure, dtype, rules.scheme(8, -1, True)):
         plans[plan.layer] = plan
-    schemes = frozenset(plan.scheme for plan in plans.values() if plan.scheme.kind == "int")
+    ends = {(layer.container, plans[layer.name].scheme) for layer in all_layers(structure) if layer.block < 0}
+    uses = body | {(container, scheme) for container, scheme in ends if scheme.kind == "int"}
     refused: dict[str, list[str]] = {}
     for layer in all_layers(structure):
-        because = rules.refuses(layer, plans[layer.name].scheme, schemes if layer.block < 0 else body)
+        because = rules.refuses(layer, plans[layer.name].scheme, uses if layer.block < 0 else body)
         if because:
             refused.setdefault(because, []).append(layer.name)
             plans[layer.name] = _beside(plans[layer.name], because)

@@ -31,9 +31,6 @@ CAPS = FormatCaps(
     notes=("vLLM's kernels take groups of 32, 64 and 128 and whole rows",),
 )
 
-EXPERT_GRID = ("float32", 8)
-"""Scales of fused experts: eight significant bits, so that a server's cast to bfloat16 changes nothing."""
-
 
 @dataclass(frozen=True)
 class Format:
@@ -41,25 +38,20 @@ class Format:
 
     caps: FormatCaps = CAPS
 
-    def scale_grid(self, bits: int, symmetric: bool, container: str = "linear") -> tuple[str, int]:
+    def scale_grid(self, bits: int, container: str = "linear") -> tuple[str, int]:
         """(dtype, significant bits) of scales for codes of `bits` bits.
 
         transformers multiplies codes and scales in the dtype of the stored scales when it dequantizes. Scales of
         11 - bits significant bits make that product exact in float16 (11 bits) and survive a cast to bfloat16 (8),
         which is what vLLM does with them; codes are solved against the rounded scale, so nothing is lost twice.
-        Eight-bit codes leave too few bits for that: symmetric ones are multiplied in the model's dtype and take
-        bfloat16, asymmetric ones float32.
+        Eight-bit codes leave too few bits for that, so their scales are float32, of bits that survive the cast.
         Fused experts stay in the dtype of their scales whatever dtype the model is opened in: only float32 loses
         nothing then (float16 rounds the activations of a float32 model, and overflows those of a bfloat16 one).
         """
-        if container == "experts":
-            return EXPERT_GRID
-        if bits < 8:
-            return "float16", min(8, 11 - bits)
-        return ("bfloat16", 0) if symmetric else ("float32", 0)
+        return ("float32", 8) if bits == 8 or container == "experts" else ("float16", min(8, 11 - bits))
 
-    def refuses(self, layer: LayerRef, scheme: Scheme, schemes: frozenset[Scheme]) -> str | None:
-        """Why `layer` cannot be packed with `scheme` in a model that uses `schemes`; None when it can."""
+    def refuses(self, layer: LayerRef, scheme: Scheme, uses: frozenset[tuple[str, Scheme]]) -> str | None:
+        """Why `layer` cannot be packed with `scheme` in a model that uses (container, scheme); None when it can."""
         if scheme.kind == "dense":
             return None
         if layer.container not in CAPS.containers:
@@ -68,11 +60,11 @@ class Format:
             return "transformers cannot open a packed weight that is tied"
         if layer.container == "experts" and not scheme.symmetric:
             return "transformers decodes packed experts only when they are symmetric"
-        mixed = len({s.name for s in schemes}) > 1
-        if mixed and any(not s.symmetric for s in schemes):
-            return "transformers decodes zero points with one scheme for the whole model"
-        if mixed and any((s.scale_dtype, s.scale_bits) == EXPERT_GRID for s in schemes):
-            return "transformers decodes packed experts with one scheme for the whole model"
+        if len({used.name for _, used in uses}) > 1:
+            if not all(used.symmetric for _, used in uses):
+                return "transformers decodes zero points with one scheme for the whole model"
+            if any(container == "experts" for container, _ in uses):
+                return "transformers decodes packed experts with one scheme for the whole model"
         return None
 
     def tensors(self, name: str, q: QTensor) -> dict[str, Tensor]:
