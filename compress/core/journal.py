@@ -162,7 +162,8 @@ def _clear(out: Path, files: Iterable[str]) -> None:
 
 
 def _encode(line: dict[str, Any]) -> bytes:
-    return json.dumps(line, sort_keys=True).encode() + b"\n"
+    # keys in the order given: what is read back must print like what was written
+    return json.dumps(line).encode() + b"\n"
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -62,7 +62,7 @@ class Scheme:
             return cls("dense", DTYPE_BITS[name], -1, True, name)
         match = re.fullmatch(r"int(\d+)-(row|g(\d+))-(sym|asym)", name)
         if not match:
-            raise RecipeError(f"scheme {name!r} is not understood; write it like int4-g64-asym, int8-row-sym or bfloat16")
+            raise RecipeError(f"scheme {name!r} is not understood; write int4-g64-asym, int8-row-sym or bfloat16")
         group = -1 if match[2] == "row" else int(match[3])
         return cls("int", int(match[1]), group, match[4] == "sym", scale_dtype)
 

@@ -96,10 +96,11 @@ class Replay:
         trace.stored.update(stored)
 
     @torch.no_grad()
-    def finish(self, trace: Trace, **extra: Any) -> Any:
-        """The model's own output with every block played back."""
+    def finish(self, trace: Trace, logits_to_keep: Tensor | None = None) -> Any:
+        """The model's own output with every block played back; logits at some positions only, where it can."""
         self._target, self._trace = None, trace
-        return self.model(**trace.inputs, **extra)
+        kept = {} if logits_to_keep is None else {"logits_to_keep": logits_to_keep}
+        return self.model(**trace.inputs, **kept)
 
     def _forward_of(self, index: int) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
