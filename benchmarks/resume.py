@@ -1,0 +1,148 @@
+"""kill -9 at random moments, the same command again: are the files those of the unbroken run?
+
+    python -m benchmarks.resume [--model FOLDER] [--kills 20] [--seed 0] [--json resume.json]
+
+Without --model a tiny random llama is made. Each trial starts `compress quantize` in a fresh process and folder, kills
+it after a random share of the time that the unbroken run took, and runs the command again. Prints one JSON object:
+how many trials ended with every file identical (journal and timing fields apart), and in which stage each kill fell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+TIMED = {"seconds", "stages", "environment"}
+REPORTS = {"report.html", "report.txt"}
+
+
+def command(arguments: argparse.Namespace, model: str) -> list[str]:
+    """The command of every trial; the output folder is relative, so that records are equal."""
+    sizes = ["--samples", str(arguments.samples), "--seq-len", str(arguments.seq_len), "--eval-samples", "4"]
+    words = ["quantize", model, "--out", "out", "--generate", "0", "--no-verify", "--threads", str(arguments.threads)]
+    return [sys.executable, "-m", "compress.cli", *words, *sizes, "-q"]
+
+
+def contents(out: Path) -> dict[str, str]:
+    """sha256 of every file of `out`; record.json without what was timed, reports and journal left out."""
+    found = {}
+    for path in sorted(p for p in out.rglob("*") if p.is_file()):
+        name, data = path.relative_to(out).as_posix(), path.read_bytes()
+        if name == "compress/record.json":
+            data = json.dumps(untimed(json.loads(data))).encode()
+        if name != "compress/journal.jsonl" and name not in REPORTS:
+            found[name] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+def untimed(value: Any) -> Any:
+    """A JSON value without the keys that say how fast a run was."""
+    if isinstance(value, dict):
+        return {key: untimed(item) for key, item in value.items() if key not in TIMED}
+    return [untimed(item) for item in value] if isinstance(value, list) else value
+
+
+def where(out: Path) -> str:
+    """The newest journal line of a run that was killed."""
+    journal = out / "compress" / "journal.jsonl"
+    if not journal.is_file():
+        return "before the journal"
+    kinds = [
+        json.loads(line)["kind"] for line in journal.read_text(encoding="utf-8").splitlines() if line.endswith("}")
+    ]
+    return f"after {kinds[-1]} ({kinds.count('block')} blocks)" if kinds else "first line"
+
+
+def trial(words: list[str], cwd: Path, delay: float, expected: dict[str, str]) -> dict[str, Any]:
+    """Kill one run after `delay` seconds, resume it, compare."""
+    cwd.mkdir()
+    process = subprocess.Popen(words, cwd=cwd, stderr=subprocess.DEVNULL)
+    try:
+        process.wait(delay)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    died = where(cwd / "out")
+    again = subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False)
+    found = contents(cwd / "out") if again.returncode == 0 else {}
+    differing = sorted(name for name in found | expected if found.get(name) != expected.get(name))
+    return {
+        "delay_seconds": round(delay, 2),
+        "killed": process.returncode == -signal.SIGKILL,
+        "moment": died,
+        "exit_code": again.returncode,
+        "identical": not differing,
+        "differing": differing,
+        "said": again.stderr.strip(),
+    }
+
+
+def unbroken(words: list[str], cwd: Path) -> tuple[dict[str, str], float, float]:
+    """Files of a run that nobody kills, its seconds, and the seconds until its journal begins."""
+    cwd.mkdir()
+    started = time.perf_counter()
+    process = subprocess.Popen(words, cwd=cwd)
+    begun = 0.0
+    while process.poll() is None:
+        if not begun and (cwd / "out" / "compress" / "journal.jsonl").is_file():
+            begun = time.perf_counter() - started
+        time.sleep(0.01)
+    if process.returncode:
+        raise SystemExit(f"the unbroken run failed with code {process.returncode}")
+    return contents(cwd / "out"), time.perf_counter() - started, begun
+
+
+def main() -> None:
+    """Run the trials and print the JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="model folder; a tiny random llama without it")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--seq-len", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", help="write the result here too")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        model = arguments.model
+        if model is None:
+            from tests.tiny import save_tiny
+
+            model = str(save_tiny("llama", root / "tiny-llama"))
+        else:
+            model = str(Path(model).resolve())
+        words = command(arguments, model)
+        expected, seconds, begun = unbroken(words, root / "whole")
+        draw = random.Random(arguments.seed)
+        # most kills fall after the imports; a few before, where nothing is written yet
+        delays = [draw.uniform(0.9 * begun, seconds) for _ in range(arguments.kills)]
+        trials = [trial(words, root / f"trial-{n}", delay, expected) for n, delay in enumerate(delays)]
+    result = {
+        "suite": "resume",
+        "model": arguments.model or "tiny random llama",
+        "unbroken_seconds": round(seconds, 2),
+        "kills": sum(t["killed"] for t in trials),
+        "trials": len(trials),
+        "identical": sum(t["identical"] for t in trials),
+        "files": len(expected),
+        "detail": trials,
+    }
+    text = json.dumps(result, indent=1)
+    if arguments.json:
+        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+    sys.stdout.write(text + "\n")
+    raise SystemExit(0 if result["identical"] == len(trials) else 1)
+
+
+if __name__ == "__main__":
+    main()
