@@ -29,6 +29,7 @@ class Collector(Protocol):
 
 
 MakeCollector = Callable[[int], Collector]
+_Identity = tuple[int, tuple[int, ...], tuple[int, ...], int]  # address, shape, strides, version
 
 
 class Collecting:
@@ -37,6 +38,7 @@ class Collecting:
     Servers fuse q, k and v because they read one input, but not every model keeps to it: deberta's query and key are
     also multiplied with relative positions, its value is not. So the first forward decides: the inputs of fused layers
     are held until it ends, and only layers that were given the same tensors share a collector from then on.
+    Memory beyond the collectors: two copies of one batch's distinct inputs of fused layers, until that forward ends.
     """
 
     def __init__(self, block: BlockRef, make: MakeCollector) -> None:
@@ -45,7 +47,9 @@ class Collecting:
         self._by_layer: dict[str, Collector] = {}
         self._owner: dict[str, str] = {}
         self._tokens: dict[str, int] = {layer.name: 0 for layer in block.layers}
-        self._held: dict[str, list[Tensor]] | None = None
+        self._held: dict[str, list[_Identity]] | None = None
+        # the tensor itself, so that its address is not used again, and its values, should it be changed in place
+        self._kept: dict[_Identity, tuple[Tensor, Tensor]] = {}
         self._fused = {layer.name: layer for layer in block.layers if layer.fused_with}
         for layer in block.layers:
             if layer.name not in self._fused:
@@ -67,23 +71,30 @@ class Collecting:
         """Take the input (..., I) of a layer; of layers that share it only the first is counted."""
         self._tokens[layer.name] += x.numel() // x.shape[-1]
         if layer.name not in self._owner:
-            assert self._held is not None
-            self._held[layer.name].append(x)
+            self._hold(layer.name, x)
         elif self._owner[layer.name] == layer.name:
             self._by_layer[layer.name].add(x)
+
+    def _hold(self, name: str, x: Tensor) -> None:
+        assert self._held is not None
+        rows = x.reshape(-1, x.shape[-1])
+        identity = (rows.data_ptr(), tuple(rows.shape), rows.stride(), rows._version)
+        if identity not in self._kept:
+            self._kept[identity] = (rows, rows.clone())
+        self._held[name].append(identity)
 
     def _settle(self) -> None:
         """Give every distinct list of inputs one collector, and add what was held."""
         held, self._held = self._held or {}, None
+        kept, self._kept = self._kept, {}
         owners: dict[tuple[object, ...], str] = {}
         for name, layer in self._fused.items():
             inputs = held.get(name, [])
-            seen = (layer.fused_with, *((x.data_ptr(), x.shape, x.stride(), x._version) for x in inputs))
-            self._owner[name] = owners.setdefault(seen, name)
+            self._owner[name] = owners.setdefault((layer.fused_with, *inputs), name)
             if self._owner[name] == name:
                 self._by_layer[name] = self._make(layer.shape[1])
-                for x in inputs:
-                    self._by_layer[name].add(x)
+                for identity in inputs:
+                    self._by_layer[name].add(kept[identity][1])
 
     def inputs(self) -> list[list[LayerRef]]:
         """The layers of the block, those that share an input together, in execution order."""

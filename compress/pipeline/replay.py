@@ -84,9 +84,7 @@ class Replay:
             return hidden
         finally:
             self._target = None
-        raise ModelError(
-            f"the model's forward never reaches {self.blocks[index].name}; use --method rtn, which runs nothing"
-        )
+        raise self._unreached(index)
 
     def advance(self, trace: Trace, index: int) -> None:
         """Run block `index` and keep its output in the trace, as what later blocks will see."""
@@ -112,8 +110,15 @@ class Replay:
 
         return forward
 
+    def _unreached(self, index: int) -> ModelError:
+        return ModelError(
+            f"the model's forward never reaches {self.blocks[index].name}; use --method rtn --eval-samples 0, which run nothing"
+        )
+
     def _play_back(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         block, trace = self.blocks[index], self._trace
+        if index not in trace.shapes:
+            raise self._unreached(index if self._target is None else self._target)
         incoming = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
         next_wanted = self._target is not None and self._target == index + 1
         ends_stack = index == self._last[block.stack]

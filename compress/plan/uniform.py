@@ -115,7 +115,9 @@ def _outside(recipe: Recipe, structure: Structure, dtype: str, int8: Scheme) -> 
         plans.append(
             LayerPlan(structure.embedding.name, int8 if chosen else dense, "rtn" if chosen else "keep", reason)
         )
-    if structure.head:
+    if structure.head and structure.head.tied_to and not structure.tied:  # marian with two vocabularies
+        plans.append(LayerPlan(structure.head.name, dense, "keep", f"tied to {structure.head.tied_to}, which is kept"))
+    elif structure.head:
         chosen = recipe.embeddings == "int8" if structure.tied else recipe.head == "int8"
         reason = "tied to the embedding" if structure.tied else "int8 rows, as asked" if chosen else "head kept"
         plans.append(LayerPlan(structure.head.name, int8 if chosen else dense, "rtn" if chosen else "keep", reason))
