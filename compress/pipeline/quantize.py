@@ -165,6 +165,8 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     """Open the model, find its structure, make the plan and the token sets. Nothing is written."""
     method = load("method", recipe.method)
     options = inputs.method_options(method, recipe)
+    artifact.parse_size(recipe.max_shard_size)  # wrong settings are refused before anything is written
+    device.pick_device(recipe.device)
     opened = resolve(recipe.model, recipe.allow_pickle, hooks.say)
     checkpoint = Checkpoint(opened.folder, recipe.trust_remote_code)
     structure = find_structure(checkpoint.model, checkpoint.config)
@@ -202,6 +204,8 @@ def _cannot_stream(checkpoint: Checkpoint, structure: Structure) -> str | None:
         return f"the model reads {main}, not text: weights are rounded to nearest and nothing is measured"
     if structure.blocks[0].name == "":
         return "the model is not a list of blocks: weights are rounded to nearest and nothing is measured"
+    if getattr(checkpoint.config, "share_encoder_decoder_embeddings", None) is False:
+        return "source and target have vocabularies of their own: weights are rounded to nearest and nothing is measured"
     repeats = int(getattr(checkpoint.config, "num_hidden_layers", 0) or 0)
     if repeats > len(structure.blocks):
         return f"one block stands for {repeats} layers: weights are rounded to nearest and nothing is measured"
