@@ -111,8 +111,9 @@ class Replay:
         return forward
 
     def _unreached(self, index: int) -> ModelError:
+        name = self.blocks[index].name
         return ModelError(
-            f"the model's forward never reaches {self.blocks[index].name}; use --method rtn --eval-samples 0, which run nothing"
+            f"the model's forward never reaches {name}; use --method rtn --eval-samples 0, which run nothing"
         )
 
     def _play_back(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

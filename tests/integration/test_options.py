@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from compress.core.safetensors_file import read_header
 from export.verify import check_stored, compare_opened
 from tests.rebuild import Run, compress_in_memory, first_output, open_artifact, open_original, run
-from tests.tiny import example_inputs, save_tiny
+from tests.tiny import example_inputs, randomize, save_tiny, tiny_config, tiny_tokenizer
 
 TOLERANCE = 2e-5
 
@@ -159,6 +160,29 @@ def test_a_tie_that_is_stored_twice_is_stored_once_again(tmp_path: Path) -> None
     opened = assert_opens_as_meant(done)
     assert opened.lm_head.weight is opened.model.embed_tokens.weight
     assert len({"lm_head.weight", "model.embed_tokens.weight"} & set(done.stored)) == 1
+
+
+def test_two_vocabularies_are_rounded_without_text(tmp_path: Path) -> None:
+    """Text in the source's tokens means nothing to the decoder; its embedding is tied to the head and kept."""
+    config = tiny_config("marian")
+    config.share_encoder_decoder_embeddings, config.decoder_vocab_size = False, 352
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.MarianMTModel(config)
+        randomize(model)
+    model.save_pretrained(tmp_path / "marian")
+    tiny_tokenizer().save_pretrained(tmp_path / "marian")
+    done = run("marian", tmp_path / "marian", tmp_path / "out", embeddings="int8", head="int8")
+    assert any("vocabularies of their own" in note for note in done.record.notes)
+    assert done.record.plan["layers"]["lm_head"]["reason"].startswith("tied to model.decoder.embed_tokens.weight")
+    assert done.record.plan["layers"]["model.encoder.embed_tokens"]["scheme"] == "int8-row-sym"
+    opened = open_artifact(done)
+    expected = compress_in_memory(done, open_original(done))
+    ids = torch.arange(4, 40)[None]
+    with torch.no_grad():
+        wanted, got = (m(input_ids=ids, decoder_input_ids=ids).logits for m in (expected, opened))
+    assert wanted.shape == (1, 36, 352)
+    assert float((got - wanted).abs().max()) <= TOLERANCE * max(1.0, float(wanted.abs().max()))
 
 
 def test_an_encoder_saved_without_the_head_its_config_names(tmp_path: Path) -> None:
