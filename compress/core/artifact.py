@@ -39,11 +39,11 @@ class Artifact:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `5GB`, `500MB`, `1.5GB`, `4096`. Raises RecipeError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
+    """Bytes of `5GB`, `500MB`, `1.5GiB`, `4096`. Raises RecipeError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
     if not match or float(match[1]) <= 0:
         raise RecipeError(f"size {text!r} is not understood; write it like 5GB or 500MB")
-    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
 
 
 def assemble(out: Path, parts: Iterable[Path], max_shard: int) -> None:
