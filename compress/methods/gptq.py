@@ -10,8 +10,8 @@ Differs from the paper in result, and why:
 - scales are searched, weighting a column by R[j, j]^2 rather than by H[j, j]: what rounding it costs once
   later columns have made good what they can (tr(E H E^T) 9 % lower at 3 and 4 bit on SmolLM2-135M);
 - with n tokens for I inputs the off-diagonal of H is scaled by n / (n + shrinkage * I): what a small sample
-  says about two inputs together is mostly noise (an input seen by I / 4 tokens: error .54 of round-to-nearest's
-  where plain damping gives .87; from 8 * I tokens on nothing changes);
+  says about two inputs together is mostly noise. SmolLM2-135M at 3 bit, 6 k tokens, held-out KL: .409 without,
+  .388 with a quarter, .366 with 1 (single runs);
 - `rounds` of coordinate descent and closed-form scale refit follow (another 7 % at 4 bit, 14 % at 2 bit).
 `CLASSIC` is the paper's algorithm.
 """
@@ -52,7 +52,7 @@ class Options:
     act_order: bool = True
     scales: Literal["hessian", "mse", "minmax"] = "hessian"
     rounds: int = 2
-    shrinkage: float = 0.25
+    shrinkage: float = 1.0
     column_block: int = 128
     steps: int = 40
     shrink: float = 0.4
@@ -65,7 +65,7 @@ class Options:
         if self.rounds < 0:
             raise RecipeError(f"rounds {self.rounds} is impossible; use 0 (none) or more, 2 is the default")
         if not 0 <= self.shrinkage <= 10:
-            raise RecipeError(f"shrinkage {self.shrinkage} is out of range; use 0 (none) to 10, 0.25 is the default")
+            raise RecipeError(f"shrinkage {self.shrinkage} is out of range; use 0 (none) to 10, 1 is the default")
         if self.column_block < 1:
             raise RecipeError(f"column_block {self.column_block} is impossible; use 1 or more, 128 by default")
         Search(self.steps, self.shrink)  # refuses what it cannot hold
