@@ -71,9 +71,9 @@ class Outside:
         count = layer.shape[0] * layer.shape[1]
         before = self.checkpoint.dtype_of(layer.param).itemsize * count
         after = self.store.dtype.itemsize * count
-        scheme, none = plan.scheme.name, float("nan")
+        shape, scheme, none = layer.shape, plan.scheme.name, float("nan")
         return LayerResult(
-            layer.name, layer.block, layer.role, layer.shape, scheme, "keep", plan.reason, before, after, none, none, 0.0
+            layer.name, layer.block, layer.role, shape, scheme, "keep", plan.reason, before, after, none, none, 0.0
         )
 
     def load_small(self, path: Path) -> None:
