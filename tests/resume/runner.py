@@ -53,6 +53,7 @@ class Points:
         for call in ("replace", "unlink", "rmdir"):
             self._wrap(call, below)
         self._wrap_writes(below)
+        os.fsync = lambda _: None  # a kill, unlike a power cut, loses nothing that was written: time saved
 
     def _wrap(self, call: str, below: Path) -> None:
         real = getattr(os, call)
