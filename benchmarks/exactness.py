@@ -51,7 +51,7 @@ def run() -> dict[str, Any]:
     outs = [RUNS / "exact-a", RUNS / "exact-b"]
     for out in outs:
         shutil.rmtree(out, ignore_errors=True)
-        quantize(Recipe.build(out=str(out), samples=16, eval_samples=4, generate=0))
+        quantize(Recipe.build(out=str(out), samples=8, eval_samples=4, generate=0))
     source = resolve("demo").folder
     ours = in_memory(source, outs[0], 4, 64)
     theirs = AutoModelForCausalLM.from_pretrained(outs[0], dtype=torch.float32).eval()

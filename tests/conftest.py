@@ -1,0 +1,7 @@
+"""Settings of every test: one torch thread, since tiny matrices gain nothing from more and a busy machine loses much."""
+
+from __future__ import annotations
+
+import torch
+
+torch.set_num_threads(1)
