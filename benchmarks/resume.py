@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.shared import line
+
 TIMED = {"seconds", "stages", "environment"}
 REPORTS = {"report.html", "report.txt"}
 
@@ -101,8 +103,17 @@ def unbroken(words: list[str], cwd: Path) -> tuple[dict[str, str], float, float]
     return contents(cwd / "out"), time.perf_counter() - started, begun
 
 
-def main() -> None:
-    """Run the trials and print the JSON object."""
+def run() -> dict[str, Any]:
+    """The suite: twenty kills of a tiny model's run."""
+    result = measure(parse([]))
+    value = f"{result['identical']} of {result['trials']}"
+    met = result["identical"] == result["trials"] and result["kills"] > result["trials"] // 2
+    what = f"killed at random moments ({result['kills']} hit), rerun: every file identical"
+    return {"lines": [line(what, value, f"{result['trials']}", met)], **result}
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """The options of a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="model folder; a tiny random llama without it")
     parser.add_argument("--kills", type=int, default=20)
@@ -111,7 +122,11 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", help="write the result here too")
-    arguments = parser.parse_args()
+    return parser.parse_args(words)
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run the trials and return what they showed."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         model = arguments.model
@@ -127,7 +142,7 @@ def main() -> None:
         # most kills fall after the imports; a few before, where nothing is written yet
         delays = [draw.uniform(0.9 * begun, seconds) for _ in range(arguments.kills)]
         trials = [trial(words, root / f"trial-{n}", delay, expected) for n, delay in enumerate(delays)]
-    result = {
+    return {
         "suite": "resume",
         "model": arguments.model or "tiny random llama",
         "unbroken_seconds": round(seconds, 2),
@@ -137,6 +152,12 @@ def main() -> None:
         "files": len(expected),
         "detail": trials,
     }
+
+
+def main() -> None:
+    """Run the trials and print the JSON object."""
+    arguments = parse(sys.argv[1:])
+    result = measure(arguments)
     text = json.dumps(result, indent=1)
     if arguments.json:
         Path(arguments.json).write_text(text + "\n", encoding="utf-8")
