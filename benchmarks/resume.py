@@ -162,7 +162,7 @@ def main() -> None:
     if arguments.json:
         Path(arguments.json).write_text(text + "\n", encoding="utf-8")
     sys.stdout.write(text + "\n")
-    raise SystemExit(0 if result["identical"] == len(trials) else 1)
+    raise SystemExit(0 if result["identical"] == result["trials"] else 1)
 
 
 if __name__ == "__main__":
