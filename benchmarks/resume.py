@@ -3,7 +3,7 @@
     python -m benchmarks.resume [--model FOLDER] [--kills 20] [--seed 0] [--json resume.json]
 
 Without --model a tiny random llama is made. Each trial starts `compress quantize` in a fresh process and folder, kills
-it after a random share of the time that the unbroken run took, and runs the command again. Prints one JSON object:
+it at a random moment of the time that the unbroken run's journal was open, and runs the command again. Prints one JSON object:
 how many trials ended with every file identical (journal and timing fields apart), and in which stage each kill fell.
 """
 
@@ -65,9 +65,10 @@ def where(out: Path) -> str:
 
 
 def trial(words: list[str], cwd: Path, delay: float, expected: dict[str, str]) -> dict[str, Any]:
-    """Kill one run after `delay` seconds, resume it, compare."""
+    """Kill one run `delay` seconds after its journal began, resume it, compare."""
     cwd.mkdir()
     process = subprocess.Popen(words, cwd=cwd, stderr=subprocess.DEVNULL)
+    wait_for(process, cwd / "out", b'"start"')
     try:
         process.wait(delay)
     except subprocess.TimeoutExpired:
@@ -88,19 +89,23 @@ def trial(words: list[str], cwd: Path, delay: float, expected: dict[str, str]) -
     }
 
 
-def unbroken(words: list[str], cwd: Path) -> tuple[dict[str, str], float, float]:
-    """Files of a run that nobody kills, its seconds, and the seconds until its journal begins."""
+def wait_for(process: subprocess.Popen[bytes], out: Path, word: bytes) -> float:
+    """The clock when a word appears in the journal of a run, or when the run ends without it."""
+    journal = out / "compress" / "journal.jsonl"
+    while process.poll() is None and not (journal.is_file() and word in journal.read_bytes()):
+        time.sleep(0.002)
+    return time.perf_counter()
+
+
+def unbroken(words: list[str], cwd: Path) -> tuple[dict[str, str], float]:
+    """Files of a run that nobody kills, and the seconds from the first to the last line of its journal."""
     cwd.mkdir()
-    started = time.perf_counter()
     process = subprocess.Popen(words, cwd=cwd)
-    begun = 0.0
-    while process.poll() is None:
-        if not begun and (cwd / "out" / "compress" / "journal.jsonl").is_file():
-            begun = time.perf_counter() - started
-        time.sleep(0.01)
-    if process.returncode:
+    begun = wait_for(process, cwd / "out", b'"start"')
+    ended = wait_for(process, cwd / "out", b'"finished"')
+    if process.wait():
         raise SystemExit(f"the unbroken run failed with code {process.returncode}")
-    return contents(cwd / "out"), time.perf_counter() - started, begun
+    return contents(cwd / "out"), ended - begun
 
 
 def run() -> dict[str, Any]:
@@ -137,15 +142,15 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         else:
             model = str(Path(model).resolve())
         words = command(arguments, model)
-        expected, seconds, begun = unbroken(words, root / "whole")
+        expected, seconds = unbroken(words, root / "whole")
         draw = random.Random(arguments.seed)
-        # most kills fall after the imports; a few before, where nothing is written yet
-        delays = [draw.uniform(0.9 * begun, seconds) for _ in range(arguments.kills)]
+        # while the journal is open: imports before it, and the interpreter's end after it, write nothing
+        delays = [draw.uniform(0, seconds) for _ in range(arguments.kills)]
         trials = [trial(words, root / f"trial-{n}", delay, expected) for n, delay in enumerate(delays)]
     return {
         "suite": "resume",
         "model": arguments.model or "tiny random llama",
-        "unbroken_seconds": round(seconds, 2),
+        "journal_seconds": round(seconds, 3),
         "kills": sum(t["killed"] for t in trials),
         "trials": len(trials),
         "identical": sum(t["identical"] for t in trials),

@@ -205,7 +205,7 @@ def _cannot_stream(checkpoint: Checkpoint, structure: Structure) -> str | None:
     if structure.blocks[0].name == "":
         return "the model is not a list of blocks: weights are rounded to nearest and nothing is measured"
     if getattr(checkpoint.config, "share_encoder_decoder_embeddings", None) is False:
-        return "source and target have vocabularies of their own: weights are rounded to nearest and nothing is measured"
+        return "source and target have their own vocabularies: weights are rounded to nearest and nothing is measured"
     repeats = int(getattr(checkpoint.config, "num_hidden_layers", 0) or 0)
     if repeats > len(structure.blocks):
         return f"one block stands for {repeats} layers: weights are rounded to nearest and nothing is measured"

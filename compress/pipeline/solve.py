@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compress.core.device import one_thread
 from compress.core.errors import CompressError, HessianError
 from compress.core.numerics.affine import dequantize
 from compress.core.numerics.error import output_error, weight_error
@@ -46,14 +47,19 @@ def solve(jobs: Iterable[Job]) -> list[Solved]:
     Rows are independent in every LayerMethod (the conformance suite holds them to it), so the codes are the same.
     """
     solved: list[Solved] = []
-    for group in _stacks(list(jobs)):
-        started = time.perf_counter()
-        weight = torch.cat([job.weight for job in group]) if len(group) > 1 else group[0].weight
-        q, fallback = _run(group[0].plan, weight, group[0].stats)
-        seconds = (time.perf_counter() - started) / len(group)
-        for job, part in zip(group, split_rows(q, [job.layer.shape[0] for job in group]), strict=True):
-            solved.append(_judge(job, part, fallback, seconds))
+    with one_thread():
+        for group in _stacks(list(jobs)):
+            solved += _solve_stack(group)
     return solved
+
+
+def _solve_stack(group: list[Job]) -> list[Solved]:
+    started = time.perf_counter()
+    weight = torch.cat([job.weight for job in group]) if len(group) > 1 else group[0].weight
+    q, fallback = _run(group[0].plan, weight, group[0].stats)
+    seconds = (time.perf_counter() - started) / len(group)
+    parts = split_rows(q, [job.layer.shape[0] for job in group])
+    return [_judge(job, part, fallback, seconds) for job, part in zip(group, parts, strict=True)]
 
 
 def _stacks(jobs: list[Job]) -> list[list[Job]]:
