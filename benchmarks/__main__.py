@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from benchmarks.shared import REPORTS, render, save
+from compress.core.device import share_cores
 
 SUITES = ("startup", "quality", "speed", "memory", "exactness", "resume", "demo")
 
@@ -18,6 +19,7 @@ def main(names: list[str]) -> int:
     if unknown:
         print(f"no suite is called {unknown[0]!r}; there is {', '.join(SUITES)}")
         return 2
+    share_cores()
     missed = False
     for name in names or SUITES:
         started = time.perf_counter()

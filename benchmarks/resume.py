@@ -3,8 +3,9 @@
     python -m benchmarks.resume [--model FOLDER] [--kills 20] [--seed 0] [--json resume.json]
 
 Without --model a tiny random llama is made. Each trial starts `compress quantize` in a fresh process and folder, kills
-it at a random moment of the time that the unbroken run's journal was open, and runs the command again. Prints one JSON object:
-how many trials ended with every file identical (journal and timing fields apart), and in which stage each kill fell.
+it at a random moment of the time that the unbroken run's journal was open, and runs the command again. Prints one
+JSON object: how many trials ended with every file identical (journal and timing fields apart), and after which journal
+line each kill fell.
 """
 
 from __future__ import annotations

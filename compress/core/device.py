@@ -173,6 +173,14 @@ def tune_allocator() -> None:
         libc.mallopt(M_ARENA_MAX, 2)
 
 
+def share_cores() -> None:
+    """Ask OpenMP not to spin while it waits; to be called before torch is imported, the user's own setting wins.
+
+    Spinning threads starve the thread they wait for as soon as another program wants a core: passes took twice as long.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Inside, torch computes on one thread: for loops of many small operations.
