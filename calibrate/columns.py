@@ -54,9 +54,7 @@ def choose(rows: Sequence[Row], wanted: str | None, source: str) -> Reading:
 
 
 def _refuse(source: str, listed: str) -> Reading:
-    raise DataError(
-        f"no column of {source} holds text (there is: {listed or 'none'}); give data with a text column"
-    )
+    raise DataError(f"no column of {source} holds text (there is: {listed or 'none'}); give data with a text column")
 
 
 def _guess(sample: Sequence[Row], kinds: dict[str, Literal["text", "chat"] | None]) -> Reading | None:

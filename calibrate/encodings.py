@@ -58,9 +58,7 @@ def _strict(raw: bytes, encoding: str, name: str, partial: bool) -> str:
     try:
         text = codecs.getincrementaldecoder(encoding)().decode(raw, final=not partial)
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{name} is not valid {encoding} at byte {error.start}; save it again as UTF-8"
-        ) from None
+        raise DataError(f"{name} is not valid {encoding} at byte {error.start}; save it again as UTF-8") from None
     return _newlines(text)
 
 

@@ -110,9 +110,7 @@ def _from_file(path: Path, name: str, request: Request, tokenizer: Any) -> Corpu
     read = _read(path, name, request)
     notes = [read.note] if read.note else []
     documents, column, more = _texts(read.rows, name, request, tokenizer)
-    return Corpus(
-        tuple(documents), name, "file", suffix[1:], read.encoding, column, len(read.rows), 1, (*notes, *more)
-    )
+    return Corpus(tuple(documents), name, "file", suffix[1:], read.encoding, column, len(read.rows), 1, (*notes, *more))
 
 
 def _texts(rows: list[Row], name: str, request: Request, tokenizer: Any) -> tuple[list[str], str, list[str]]:
@@ -121,9 +119,7 @@ def _texts(rows: list[Row], name: str, request: Request, tokenizer: Any) -> tupl
         raise DataError(f"{name} holds no text; give a file with text in it")
     if Path(name).suffix.lower() in PLAIN:
         if request.text_column is not None:
-            raise DataError(
-                f"{name} is plain text and has no column {request.text_column!r}; leave out --text-column"
-            )
+            raise DataError(f"{name} is plain text and has no column {request.text_column!r}; leave out --text-column")
         return [str(row["text"]) for row in rows], "", []
     reading = columns.choose(rows, request.text_column, name)
     documents, warnings = columns.documents(rows, reading, tokenizer)
@@ -151,9 +147,7 @@ def _from_folder(path: Path, request: Request, tokenizer: Any) -> Corpus:
     if not usable:
         held = Counter(p.suffix or "no suffix" for p in found).most_common(3)
         what = ", ".join(f"{n} x {suffix}" for suffix, n in held) or "no files"
-        raise DataError(
-            f"the folder {name} holds nothing readable ({what}); data can be {', '.join(SUFFIXES)}"
-        )
+        raise DataError(f"the folder {name} holds nothing readable ({what}); data can be {', '.join(SUFFIXES)}")
     gathered = _Gathered()
     for file in usable[:MAX_FILES]:
         if gathered.chars >= _plenty(request):
@@ -213,15 +207,11 @@ class _Gathered:
             raise DataError(self.refused[0])
         warnings = list(self.warnings)
         if self.refused:
-            warnings.append(
-                f"{len(self.refused)} of {self.files} files were left out; the first: {self.refused[0]}."
-            )
+            warnings.append(f"{len(self.refused)} of {self.files} files were left out; the first: {self.refused[0]}.")
         if self.files < usable:
             warnings.append(f"Only the first {self.files} of {usable} files were read.")
         if found > usable:
-            warnings.append(
-                f"{found - usable} of {found} files are empty or of another kind and were left out."
-            )
+            warnings.append(f"{found - usable} of {found} files are empty or of another kind and were left out.")
         if not self.documents:
             raise DataError(f"the folder {name} holds no text; give files with text in them")
         return Corpus(

@@ -163,9 +163,7 @@ def _pieces(documents: Sequence[Document], size: int) -> Iterator[tuple[Document
         left = [document for document in left if len(document.ids) > start]
 
 
-def _token_set(
-    sequences: list[tuple[int, ...]], documents: list[int], use: str, windows: Windows
-) -> TokenSet:
+def _token_set(sequences: list[tuple[int, ...]], documents: list[int], use: str, windows: Windows) -> TokenSet:
     settings = {"use": use, "samples": windows.samples, "seq_len": windows.seq_len, "seed": windows.seed}
     tensors = tuple(torch.tensor(ids, dtype=torch.int64) for ids in sequences)
     return TokenSet(tensors, tuple(documents), digest(tensors, settings), windows.source)

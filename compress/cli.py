@@ -10,7 +10,6 @@ from typing import Any
 import typer
 
 from compress import __version__, commands
-from compress.core.device import share_cores
 
 app = typer.Typer(
     name="compress",
@@ -46,7 +45,6 @@ def main() -> None:
 
     A wrong option is one sentence like every other error, not the usage text over again.
     """
-    share_cores()
     try:
         code = app(prog_name="compress", standalone_mode=False)
     except typer.Abort:

@@ -114,9 +114,7 @@ TINY: dict[str, Tiny] = {
             "max_position_embeddings": 256,
         },
     ),
-    "gpt_neox": Tiny(
-        "gpt_neox", CAUSAL, _encoder(96, 2, max_position_embeddings=256, tie_word_embeddings=False)
-    ),
+    "gpt_neox": Tiny("gpt_neox", CAUSAL, _encoder(96, 2, max_position_embeddings=256, tie_word_embeddings=False)),
     "mixtral": Tiny("mixtral", CAUSAL, _decoder(64, 2, num_local_experts=4, num_experts_per_tok=2)),
     "qwen3_moe": Tiny(
         "qwen3_moe",

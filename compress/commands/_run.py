@@ -80,6 +80,9 @@ class Output:
 @contextmanager
 def errors_as_sentences(output: Output) -> Iterator[None]:
     """Inside, whatever goes wrong ends the program with one sentence on stderr and the right exit code."""
+    from compress.core.device import share_cores
+
+    share_cores()
     try:
         with _terminated_like_interrupted(), _warnings_hidden(output):
             yield

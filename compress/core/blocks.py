@@ -40,9 +40,7 @@ def find_structure(model: nn.Module, config: Any) -> Structure:
     home = _homes(model)
     maps = linear_maps(model, text, roles)
     if not maps:
-        raise ModelError(
-            f"{architecture} holds no linear layer, so there is nothing to compress; give a transformer"
-        )
+        raise ModelError(f"{architecture} holds no linear layer, so there is nothing to compress; give a transformer")
     embedding, head = _embedding(model, home), _head(model, maps)
     if embedding is not None and head is not None and home[head.param] == home[embedding.param]:
         head = replace(head, tied_to=embedding.param)
@@ -95,14 +93,10 @@ def _view(layer: LayerRef, parameter: Tensor) -> Tensor:
     """The (O, I) view of `layer` into its stored parameter."""
     data = parameter.detach()
     if data.is_meta:
-        raise ModelError(
-            f"{layer.param} has no data yet (meta device); load its block before its weights are used"
-        )
+        raise ModelError(f"{layer.param} has no data yet (meta device); load its block before its weights are used")
     if not data.is_floating_point():
         kind = str(data.dtype).removeprefix("torch.")
-        raise ModelError(
-            f"{layer.param} holds {kind}, not floats: it is quantized already; give the original model"
-        )
+        raise ModelError(f"{layer.param} holds {kind}, not floats: it is quantized already; give the original model")
     if layer.container in ("experts", "experts_t"):
         if layer.expert is None or data.dim() != 3 or not 0 <= layer.expert < data.shape[0]:
             raise _misfit(layer, data)
@@ -303,9 +297,7 @@ def _generic(
         said.append(f"{_some(bare)} are matrices outside linear layers and stay as they are")
     unclear = [m.param for m in maps if not m.certain]
     if unclear:
-        said.append(
-            f"the shapes of {_some(unclear)} do not tell rows from columns; (experts, out, in) is assumed"
-        )
+        said.append(f"the shapes of {_some(unclear)} do not tell rows from columns; (experts, out, in) is assumed")
     return f"{architecture} was read by structure alone: {'; '.join(said)}." if said else None
 
 

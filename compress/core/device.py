@@ -72,9 +72,7 @@ def set_threads(threads: int) -> int:
     Raises UsageError for a negative or absurd number.
     """
     if not 0 <= threads <= MAX_THREADS:
-        raise UsageError(
-            f"{threads} threads cannot be used; give 1 to {MAX_THREADS}, or 0 for the physical cores"
-        )
+        raise UsageError(f"{threads} threads cannot be used; give 1 to {MAX_THREADS}, or 0 for the physical cores")
     import torch
 
     chosen = threads or usable_cores()
@@ -324,9 +322,7 @@ def _cgroup_memory() -> list[tuple[int, int]]:
         for file in _cgroup_files(limits, "memory"):
             limit, used = _read(file).strip(), _read(file.with_name(usage)).strip()
             if limit.isdigit() and used.isdigit():
-                cache = re.search(
-                    r"^(?:total_)?inactive_file (\d+)", _read(file.with_name("memory.stat")), re.M
-                )
+                cache = re.search(r"^(?:total_)?inactive_file (\d+)", _read(file.with_name("memory.stat")), re.M)
                 pairs.append((int(limit), int(limit) - int(used) + (int(cache[1]) if cache else 0)))
     return pairs
 

@@ -1,18 +1,18 @@
 """Every error this program raises on purpose. Each knows its exit code and says value, rule and remedy.
 
-    CompressError ................ 1  the program failed
-    |-- HessianError ............. 1  a hessian that no damping makes definite
-    |-- StorageError ............. 1  a full or failing disk
-    |-- UsageError ............... 2  options that do not go together
-    |   `-- MissingExtraError .... 2  an optional dependency is not installed
-    |-- InputError ............... 3  what was given cannot be used
-    |   |-- ModelError ........... 3  the model: weights, index, config, tokenizer
-    |   |-- DataError ............ 3  the data: files, columns, text
-    |   |-- RecipeError .......... 3  the settings: a scheme no layer can hold
-    |   `-- OutputError .......... 3  the output folder holds something else
-    |-- BudgetError .............. 4  a budget that cannot be met
-    |-- VerificationError ........ 5  the written file does not agree with the model
-    `-- Interrupted .............. 130  Ctrl-C; the same command resumes
+CompressError ................ 1  the program failed
+|-- HessianError ............. 1  a hessian that no damping makes definite
+|-- StorageError ............. 1  a full or failing disk
+|-- UsageError ............... 2  options that do not go together
+|   `-- MissingExtraError .... 2  an optional dependency is not installed
+|-- InputError ............... 3  what was given cannot be used
+|   |-- ModelError ........... 3  the model: weights, index, config, tokenizer
+|   |-- DataError ............ 3  the data: files, columns, text
+|   |-- RecipeError .......... 3  the settings: a scheme no layer can hold
+|   `-- OutputError .......... 3  the output folder holds something else
+|-- BudgetError .............. 4  a budget that cannot be met
+|-- VerificationError ........ 5  the written file does not agree with the model
+`-- Interrupted .............. 130  Ctrl-C; the same command resumes
 """
 
 from __future__ import annotations

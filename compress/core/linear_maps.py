@@ -77,10 +77,7 @@ def linear_maps(model: nn.Module, config: Any, roles: Roles) -> list[LinearMap]:
     """All linear maps of `model` in the order they are registered, routers left out; a shared module once."""
     routers = find_routers(model, roles)
     return [
-        m
-        for path, module in model.named_modules()
-        if path not in routers
-        for m in _maps(path, module, config, roles)
+        m for path, module in model.named_modules() if path not in routers for m in _maps(path, module, config, roles)
     ]
 
 

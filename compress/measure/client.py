@@ -201,9 +201,7 @@ class Worker:
         try:
             code = self._process.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
-            return CompressError(
-                f"the process measuring {self.name or 'models'} stopped answering; run again"
-            )
+            return CompressError(f"the process measuring {self.name or 'models'} stopped answering; run again")
         free = f"{self.free_bytes / 2**30:.1f} GiB were free when it started"
         if code < 0:
             return CompressError(
@@ -213,9 +211,7 @@ class Worker:
         self._stderr.seek(0)
         tail = self._stderr.read()[-2000:].decode(errors="replace").strip().splitlines()
         said = tail[-1].strip() if tail else "no message"
-        return CompressError(
-            f"the process measuring {self.name or 'models'} ended with code {code}: {said}; {free}"
-        )
+        return CompressError(f"the process measuring {self.name or 'models'} ended with code {code}: {said}; {free}")
 
 
 def _error(reply: dict[str, str], name: str) -> CompressError:
@@ -224,8 +220,6 @@ def _error(reply: dict[str, str], name: str) -> CompressError:
     if not (isinstance(kind, type) and issubclass(kind, CompressError)):
         kind = CompressError
     message = reply["message"] if not name or name in reply["message"] else f"{name}: {reply['message']}"
-    error = CompressError.__new__(
-        kind
-    )  # MissingExtraError builds its own sentence; this one is built already
+    error = CompressError.__new__(kind)  # MissingExtraError builds its own sentence; this one is built already
     Exception.__init__(error, message)
     return error

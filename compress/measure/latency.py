@@ -30,9 +30,7 @@ def measure_latency(
     """
     settings = _fit_prompt(settings, kinds, notes)
     if (load := load_average()) is not None and load > BUSY * usable_cores():
-        notes.append(
-            f"the load average was {load} on {usable_cores()} cores: latency was not measured in quiet"
-        )
+        notes.append(f"the load average was {load} on {usable_cores()} cores: latency was not measured in quiet")
     runs: dict[str, list[dict[str, Any]]] = {d.subject: [] for d in kinds}
     total = settings.rounds * len(kinds)
     for number in range(total):
@@ -42,9 +40,7 @@ def measure_latency(
         progress(f"latency of {subject}", number, total)
         before = load_average()
         with Worker.open(subject, settings.worker) as worker:
-            run = worker.latency(
-                settings.prompt_tokens, settings.decode_tokens, settings.repeats, settings.warmup
-            )
+            run = worker.latency(settings.prompt_tokens, settings.decode_tokens, settings.repeats, settings.warmup)
             runs[subject].append({**run, "rss": worker.rss(), "load_average": before})
     progress("latency", total, total)
     return [m for d in kinds for m in _timings(d, runs[d.subject], settings)]
@@ -58,9 +54,7 @@ def _fit_prompt(settings: BenchSettings, kinds: Sequence[Description], notes: li
         return settings
     if most - decode < 1:
         raise UsageError(f"decode_tokens {decode} do not fit {most} positions; give fewer than {most}")
-    notes.append(
-        f"prompts were cut from {settings.prompt_tokens} to {most - decode} tokens to fit {most} positions"
-    )
+    notes.append(f"prompts were cut from {settings.prompt_tokens} to {most - decode} tokens to fit {most} positions")
     return replace(settings, prompt_tokens=most - decode)
 
 

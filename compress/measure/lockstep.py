@@ -58,9 +58,7 @@ def measure_quality(
     return measurements
 
 
-def compare(
-    reference: Worker, other: Worker | None, document: int, ids: Tensor
-) -> DocumentScore | HiddenScore:
+def compare(reference: Worker, other: Worker | None, document: int, ids: Tensor) -> DocumentScore | HiddenScore:
     """Both workers over one sequence `ids` (L,), side by side, compared `ROWS` rows at a time.
 
     other None compares the reference with itself, which leaves its perplexity. Decoders predict tokens 1

@@ -134,9 +134,7 @@ def summarise(scores: Sequence[DocumentScore], subject: str, seed: int = 0) -> l
     merged = [s for s in _merge(scores) if s.n > 0]
     if not merged:
         raise DataError("no held-out token was scored; give at least one document of two tokens or more")
-    sums = np.array(
-        [(s.n, s.nll_original, s.nll_compressed, s.kl, s.agree) for s in merged], dtype=np.float64
-    )
+    sums = np.array([(s.n, s.nll_original, s.nll_compressed, s.kl, s.agree) for s in merged], dtype=np.float64)
 
     def figures(totals: Array) -> Array:
         tokens, original, compressed, kl, agree = totals.T
@@ -250,9 +248,7 @@ def _merge(scores: Iterable[Score]) -> list[Score]:
 
 def _same_document(first: int, second: int) -> None:
     if first != second:
-        raise CompressError(
-            f"scores of documents {first} and {second} were added; add chunks of one document only"
-        )
+        raise CompressError(f"scores of documents {first} and {second} were added; add chunks of one document only")
 
 
 def _check_chunk(document: int, original: Tensor, compressed: Tensor, targets: Tensor) -> None:

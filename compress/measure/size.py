@@ -61,9 +61,7 @@ def weight_files(folder: str | Path) -> list[Path]:
     for pattern in ("*.safetensors", "*.gguf", "*.bin"):
         if files := sorted(f for f in place.glob(pattern) if f.is_file() and f.name != "training_args.bin"):
             return files
-    raise ModelError(
-        f"{place} holds no weights (*.safetensors, *.gguf); give a folder saved by save_pretrained"
-    )
+    raise ModelError(f"{place} holds no weights (*.safetensors, *.gguf); give a folder saved by save_pretrained")
 
 
 def folder_bytes(folder: str | Path) -> int:
@@ -77,9 +75,7 @@ def folder_bytes(folder: str | Path) -> int:
 def bits_per_weight(size: int, parameters: int) -> float:
     """Stored bits for each of the original model's `parameters`. Raises UsageError when there are none."""
     if parameters < 1:
-        raise UsageError(
-            f"bits per weight of {parameters} parameters is undefined; give the original's count"
-        )
+        raise UsageError(f"bits per weight of {parameters} parameters is undefined; give the original's count")
     return 8 * size / parameters
 
 
@@ -88,14 +84,10 @@ def _indexed(folder: Path) -> list[Path]:
         mapping = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
         names = sorted({str(name) for name in mapping.values()})
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(
-            f"{folder / INDEX} cannot be read ({error!r}); fetch or save the model again"
-        ) from None
+        raise ModelError(f"{folder / INDEX} cannot be read ({error!r}); fetch or save the model again") from None
     for name in names:
         if Path(name).name != name:
-            raise ModelError(
-                f"{folder / INDEX} points at {name!r}, outside its folder; fetch the model again"
-            )
+            raise ModelError(f"{folder / INDEX} points at {name!r}, outside its folder; fetch the model again")
         if not (folder / name).is_file():
             raise ModelError(f"{folder} lacks {name}, which its index names; fetch or save the model again")
     return [folder / name for name in names]

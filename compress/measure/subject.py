@@ -177,9 +177,7 @@ class Subject:
         if not size:
             raise InputError(f"{self.found.name} was given no token; give at least one")
         if most is not None and size > most:
-            raise InputError(
-                f"{size} tokens are more than the {most} positions of {self.found.name}; cut them"
-            )
+            raise InputError(f"{size} tokens are more than the {most} positions of {self.found.name}; cut them")
         worst = max(max(ids), min(ids), key=lambda i: abs(i - self.description.vocabulary / 2))
         if not 0 <= worst < self.description.vocabulary:
             raise ModelError(
@@ -336,13 +334,9 @@ def _cannot_open(name: str, error: Exception) -> CompressError:
     """One sentence from whatever a library raised."""
     said = " ".join(str(error).split())[:240] or type(error).__name__
     if isinstance(error, MemoryError) or "not enough memory" in said or "can't allocate memory" in said:
-        return CompressError(
-            f"{name} does not fit in memory ({said}); try --dtype bfloat16 or a larger machine"
-        )
+        return CompressError(f"{name} does not fit in memory ({said}); try --dtype bfloat16 or a larger machine")
     if "couldn't connect" in said.lower() or "not a valid model identifier" in said:
-        return ModelError(
-            f"{name} is neither a local folder nor a model the hub gives; check the name or the network"
-        )
+        return ModelError(f"{name} is neither a local folder nor a model the hub gives; check the name or the network")
     if "trust_remote_code" in said:
         return ModelError(f"{name} needs code from its repository; pass --trust-remote-code if you trust it")
     remedy = "check that the folder is complete and that transformers knows the architecture"

@@ -110,9 +110,7 @@ def test_the_templates_own_bos_is_not_doubled(tmp_path: Path, chat_tokenizer: An
 def test_same_settings_same_bytes_and_other_seed_other_split(articles: Path, byte_tokenizer: Any) -> None:
     one, two, other = (ask(articles, byte_tokenizer, seed=seed) for seed in (3, 3, 4))
     assert one.card == two.card
-    assert all(
-        torch.equal(a, b) for a, b in zip(one.calibration.sequences, two.calibration.sequences, strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(one.calibration.sequences, two.calibration.sequences, strict=True))
     assert one.calibration.digest != other.calibration.digest
     assert one.heldout.documents != other.heldout.documents
     json.dumps(one.card)
@@ -154,9 +152,7 @@ def test_long_documents_take_turns(tmp_path: Path, byte_tokenizer: Any, prose: P
 
 
 @pytest.mark.parametrize("joint", ["\n\n", "\n", " ", ""])
-def test_one_document_is_cut_into_sections(
-    tmp_path: Path, byte_tokenizer: Any, prose: Prose, joint: str
-) -> None:
+def test_one_document_is_cut_into_sections(tmp_path: Path, byte_tokenizer: Any, prose: Prose, joint: str) -> None:
     path = tmp_path / "book.txt"
     path.write_text(joint.join(prose(2) for _ in range(400)))
     made = ask(path, byte_tokenizer)

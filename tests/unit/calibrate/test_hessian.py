@@ -48,9 +48,7 @@ def test_matches_the_float64_oracle(features: int) -> None:
     assert stats.act_absmax is not None
     assert stats.act_sq_mean is not None
     torch.testing.assert_close(stats.act_absmax, x.abs().amax(dim=0), rtol=0, atol=0)
-    torch.testing.assert_close(
-        stats.act_sq_mean.double(), x.double().square().mean(dim=0), rtol=TOLERANCE, atol=0
-    )
+    torch.testing.assert_close(stats.act_sq_mean.double(), x.double().square().mean(dim=0), rtol=TOLERANCE, atol=0)
 
 
 def test_symmetric_to_the_last_bit() -> None:

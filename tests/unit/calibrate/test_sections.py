@@ -37,9 +37,7 @@ def test_scarce_text_of_few_units_is_kept_whole() -> None:
 def numbered(*lengths: int) -> list[Document]:
     """Documents without a common token."""
     starts = itertools.accumulate(lengths, initial=0)
-    return [
-        Document(i, tuple(range(s, s + n))) for i, (s, n) in enumerate(zip(starts, lengths, strict=False))
-    ]
+    return [Document(i, tuple(range(s, s + n))) for i, (s, n) in enumerate(zip(starts, lengths, strict=False))]
 
 
 def test_heldout_comes_first_where_text_is_plenty() -> None:

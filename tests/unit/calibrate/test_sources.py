@@ -68,9 +68,7 @@ def test_arrow_files_and_split_folders(tmp_path: Path, texts: list[str]) -> None
     assert found.source.endswith("(train)")
 
 
-def test_tables_leave_nothing_in_a_cache(
-    tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tables_leave_nothing_in_a_cache(tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.parquet", texts)
     cache, temporary = tmp_path / "cache", tmp_path / "temporary"
     cache.mkdir()
@@ -119,9 +117,7 @@ def test_built_in_text_is_prose() -> None:
     assert found.source == BUILT_IN
     assert len(found.documents) > 50
     assert sum(map(len, found.documents)) > 300_000
-    rules = [
-        line for text in found.documents for line in text.splitlines() if len(line) > 4 and set(line) <= RULE
-    ]
+    rules = [line for text in found.documents for line in text.splitlines() if len(line) > 4 and set(line) <= RULE]
     assert rules == []
 
 
@@ -217,9 +213,7 @@ def test_hub_names_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_a_network_nothing_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     hub = Hub(monkeypatch, ConnectionError("Name or service not known"))
-    with pytest.raises(
-        DataError, match=r"'someone/texts' is no file or folder here and the hub cannot be reached"
-    ):
+    with pytest.raises(DataError, match=r"'someone/texts' is no file or folder here and the hub cannot be reached"):
         corpus("someone/texts")
     assert hub.loaded == []
 

@@ -27,9 +27,7 @@ def test_a_written_weight_is_the_map_that_the_module_computes(name: str) -> None
     """Oracle: F.linear with the weight that was written, for every layer in its own module."""
     model = tiny_model(name)
     found = find_structure(model, model.config)
-    for seed, layer in enumerate(
-        r for r in (*found.layers, *found.outside) if r.container in ("linear", "conv1d")
-    ):
+    for seed, layer in enumerate(r for r in (*found.layers, *found.outside) if r.container in ("linear", "conv1d")):
         weight = random_like(layer, seed)
         write_weight(layer, model.get_parameter(layer.param), weight)
         module: Any = model.get_submodule(layer.name)

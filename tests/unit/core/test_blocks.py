@@ -36,12 +36,9 @@ LLAMA = block(
     QKV,
     GATE_UP,
 )
-EXPERTS = " ".join(
-    f"mlp.experts.{e}.gate_up_proj:gate_up_proj mlp.experts.{e}.down_proj:down_proj" for e in range(4)
-)
+EXPERTS = " ".join(f"mlp.experts.{e}.gate_up_proj:gate_up_proj mlp.experts.{e}.down_proj:down_proj" for e in range(4))
 MOE = block(
-    "self_attn.q_proj:q_proj self_attn.k_proj:k_proj self_attn.v_proj:v_proj self_attn.o_proj:o_proj "
-    + EXPERTS,
+    "self_attn.q_proj:q_proj self_attn.k_proj:k_proj self_attn.v_proj:v_proj self_attn.o_proj:o_proj " + EXPERTS,
     QKV,
 )
 BERT = block(
@@ -64,9 +61,7 @@ DISTILBERT = block(
     "ffn.lin1:fc1 ffn.lin2:fc2",
     QKV,
 )
-BART_SELF = (
-    "self_attn.q_proj:q_proj self_attn.k_proj:k_proj self_attn.v_proj:v_proj self_attn.out_proj:o_proj "
-)
+BART_SELF = "self_attn.q_proj:q_proj self_attn.k_proj:k_proj self_attn.v_proj:v_proj self_attn.out_proj:o_proj "
 BART_CROSS = (
     "encoder_attn.q_proj:cross_q_proj encoder_attn.k_proj:cross_k_proj "
     "encoder_attn.v_proj:cross_v_proj encoder_attn.out_proj:cross_o_proj "
@@ -74,13 +69,10 @@ BART_CROSS = (
 BART_ENCODER = block(BART_SELF + "fc1:fc1 fc2:fc2", QKV)
 BART_DECODER = block(BART_SELF + BART_CROSS + "fc1:fc1 fc2:fc2", QKV, CROSS_KV)
 PHI3 = block(
-    "self_attn.qkv_proj:qkv_proj self_attn.o_proj:o_proj "
-    "mlp.gate_up_proj:gate_up_proj mlp.down_proj:down_proj"
+    "self_attn.qkv_proj:qkv_proj self_attn.o_proj:o_proj mlp.gate_up_proj:gate_up_proj mlp.down_proj:down_proj"
 )
 GPT2 = block("attn.c_attn:qkv_proj attn.c_proj:o_proj mlp.c_fc:fc1 mlp.c_proj:fc2")
-NEOX = block(
-    "attention.query_key_value:qkv_proj attention.dense:o_proj mlp.dense_h_to_4h:fc1 mlp.dense_4h_to_h:fc2"
-)
+NEOX = block("attention.query_key_value:qkv_proj attention.dense:o_proj mlp.dense_h_to_4h:fc1 mlp.dense_4h_to_h:fc2")
 T5_SELF = (
     "layer.0.SelfAttention.q:q_proj layer.0.SelfAttention.k:k_proj "
     "layer.0.SelfAttention.v:v_proj layer.0.SelfAttention.o:o_proj "
@@ -113,9 +105,7 @@ class Expected:
     outside: tuple[str, ...] = ()
 
 
-def decoder(
-    count: int, kind: Block, tied: bool = False, stack: str = "model.layers", table: str = ""
-) -> Expected:
+def decoder(count: int, kind: Block, tied: bool = False, stack: str = "model.layers", table: str = "") -> Expected:
     return Expected(((stack, count, kind),), table or "model.embed_tokens", "lm_head", tied)
 
 
@@ -286,7 +276,5 @@ def test_experts_have_their_shape_number_and_parameter(name: str) -> None:
     path = "model.layers.1.mlp.experts"
     up = next(r for r in found.layers if r.name == f"{path}.3.gate_up_proj")
     stored = model.get_parameter(f"{path}.gate_up_proj")
-    assert up == LayerRef(
-        up.name, f"{path}.gate_up_proj", tuple(stored.shape[1:]), 1, "gate_up_proj", "experts", 3
-    )
+    assert up == LayerRef(up.name, f"{path}.gate_up_proj", tuple(stored.shape[1:]), 1, "gate_up_proj", "experts", 3)
     assert not any(r.name.startswith("model.layers.1.mlp.gate") for r in found.layers)

@@ -17,13 +17,8 @@ MIB = 1 << 20
 
 
 def test_import_is_light() -> None:
-    code = (
-        "import sys, compress.core.device; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    )
-    assert (
-        subprocess.run([sys.executable, "-c", code], env=device.child_environment(), check=False).returncode
-        == 0
-    )
+    code = "import sys, compress.core.device; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=device.child_environment(), check=False).returncode == 0
 
 
 def test_threads_are_set_and_zero_means_usable_cores() -> None:
@@ -47,10 +42,7 @@ def test_affinity_bounds_the_cores() -> None:
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
         "from compress.core.device import usable_cores; raise SystemExit(usable_cores())"
     )
-    assert (
-        subprocess.run([sys.executable, "-c", code], env=device.child_environment(), check=False).returncode
-        == 1
-    )
+    assert subprocess.run([sys.executable, "-c", code], env=device.child_environment(), check=False).returncode == 1
 
 
 def test_pick_device() -> None:
@@ -110,9 +102,7 @@ assert current_rss_bytes() - before < 10 << 20, current_rss_bytes() - before
 
 def test_free_disk_of_a_folder_to_be(tmp_path: Path) -> None:
     stat = os.statvfs(tmp_path)
-    assert device.free_disk_bytes(tmp_path / "not" / "yet") == pytest.approx(
-        stat.f_bavail * stat.f_frsize, rel=0.05
-    )
+    assert device.free_disk_bytes(tmp_path / "not" / "yet") == pytest.approx(stat.f_bavail * stat.f_frsize, rel=0.05)
 
 
 def test_environment_says_what_is_installed() -> None:

@@ -44,9 +44,7 @@ def test_runs_carries_signal_and_survives_a_save(name: str, tmp_path: Path) -> N
     model = tiny_model(name)
     out = outputs(model, name)
     assert torch.isfinite(out).all()
-    assert float(out.std(dim=1).mean()) > 0.1, (
-        "outputs hardly depend on the token: nothing could fail on them"
-    )
+    assert float(out.std(dim=1).mean()) > 0.1, "outputs hardly depend on the token: nothing could fail on them"
     save_tiny(name, tmp_path)
     again = getattr(transformers, AUTO[name]).from_pretrained(tmp_path).eval()
     assert type(again) is type(model)

@@ -202,9 +202,7 @@ def test_sizes_of_files(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x" * size)
     assert weight_bytes(tmp_path) == 1000
     assert folder_bytes(tmp_path) == 1059
-    assert (
-        weight_bytes(tmp_path / "model.safetensors") == 1000 == folder_bytes(tmp_path / "model.safetensors")
-    )
+    assert weight_bytes(tmp_path / "model.safetensors") == 1000 == folder_bytes(tmp_path / "model.safetensors")
     assert bits_per_weight(1000, 2000) == 4.0
     with pytest.raises(UsageError, match="of 0 parameters"):
         bits_per_weight(1000, 0)

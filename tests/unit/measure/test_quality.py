@@ -23,9 +23,7 @@ from compress.measure.quality import (
 )
 
 
-def pair(
-    n: int, vocabulary: int, noise: float, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor, Tensor]:
+def pair(n: int, vocabulary: int, noise: float, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     """Logits of two models that differ by `noise`, and targets."""
     generator = torch.Generator().manual_seed(n * vocabulary)
     original = 4 * torch.randn(n, vocabulary, generator=generator)
@@ -58,10 +56,7 @@ def test_sums_match_float64(n: int, vocabulary: int, dtype: torch.dtype) -> None
 def test_chunks_add_up_to_the_whole() -> None:
     original, compressed, targets = pair(50, 300, 0.5)
     whole = score_chunk(1, original, compressed, targets)
-    parts = [
-        score_chunk(1, original[i : i + 7], compressed[i : i + 7], targets[i : i + 7])
-        for i in range(0, 50, 7)
-    ]
+    parts = [score_chunk(1, original[i : i + 7], compressed[i : i + 7], targets[i : i + 7]) for i in range(0, 50, 7)]
     added = parts[0]
     for part in parts[1:]:
         added = added + part
@@ -95,9 +90,7 @@ def test_temporaries_do_not_grow_with_the_rows() -> None:
 def test_logits_that_are_not_finite_are_named(value: float) -> None:
     original, compressed, targets = pair(6, 30, 0.1)
     compressed[2, int(targets[2])] = value
-    with pytest.raises(
-        ModelError, match="document 9: the compressed model gives NaN or infinity at 1 of 6 positions"
-    ):
+    with pytest.raises(ModelError, match="document 9: the compressed model gives NaN or infinity at 1 of 6 positions"):
         score_chunk(9, original, compressed, targets)
     with pytest.raises(ModelError, match="document 9: the original gives"):
         score_chunk(9, compressed, original, targets)

@@ -93,9 +93,7 @@ def test_latency_and_memory_have_the_asked_shapes(worker: Worker) -> None:
 
 
 def test_a_bad_request_does_not_end_the_worker(worker: Worker, llama: Path) -> None:
-    with pytest.raises(
-        ModelError, match=f"token id 9999 lies outside the vocabulary of {llama}, which has 416"
-    ):
+    with pytest.raises(ModelError, match=f"token id 9999 lies outside the vocabulary of {llama}, which has 416"):
         worker.logits(torch.tensor([4, 9999]))
     with pytest.raises(CompressError, match="300 tokens are more than the 256 positions"):
         worker.logits(torch.full((300,), 5))
@@ -112,9 +110,7 @@ def test_a_killed_worker_says_so_and_leaves_no_process(llama: Path) -> None:
         worker._send("describe", {"subject": str(llama)})
         os.kill(worker.pid, signal.SIGKILL)  # in the middle of an answer
         for ask in (worker._receive, worker.rss):
-            with pytest.raises(
-                CompressError, match=rf"{llama} was killed by SIGKILL \(\d+\.\d GiB were"
-            ) as caught:
+            with pytest.raises(CompressError, match=rf"{llama} was killed by SIGKILL \(\d+\.\d GiB were") as caught:
                 ask()
             assert caught.value.exit_code == 1
     assert not Path(f"/proc/{worker.pid}").exists()
