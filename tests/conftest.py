@@ -1,4 +1,4 @@
-"""Settings of every test: one torch thread, since tiny matrices gain nothing from more and a busy machine loses much."""
+"""Settings of every test: one torch thread, since tiny matrices gain nothing from more."""
 
 from __future__ import annotations
 
