@@ -1,6 +1,6 @@
 """Acceptance 3 and 4: our GPTQ against rounding to nearest with MSE clipping, and against classic GPTQ.
 
-Demo model (SmolLM2-135M-Instruct, norms folded), g64 asymmetric, 64 x 512 calibration tokens and 24 held-out
+Demo model (SmolLM2-135M-Instruct, norms folded), g64 asymmetric, 64 x 512 calibration tokens and 16 held-out
 documents of BBC news, KL to the original in nats a token, judged in the same streaming pass. Two runs at a time, one
 thread each: timings in here are not for quoting.
 """
@@ -37,7 +37,7 @@ def measure(method: str, bits: int) -> dict[str, Any]:
         bits=bits,
         group_size=64,
         symmetric=False,
-        eval_samples=24,
+        eval_samples=16,
         generate=0,
         verify=False,
         **METHODS[method],
