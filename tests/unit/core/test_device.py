@@ -89,7 +89,7 @@ for _ in range(3):
     held = current_rss_bytes() - before
     assert held < 90 << 20, held
     del blocks
-    assert current_rss_bytes() - before > 140 << 20
+    assert current_rss_bytes() - before > 70 << 20
 release_memory()
 assert current_rss_bytes() - before < 10 << 20, current_rss_bytes() - before
 """
