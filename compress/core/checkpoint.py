@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.core.errors import ModelError
+from compress.core.numerics.error import all_finite
 from compress.core.safetensors_file import TensorEntry, read_header, read_tensor
 from compress.core.types import LayerRef
 
@@ -83,7 +84,7 @@ class Checkpoint:
                 f"{param} has shape {tuple(tensor.shape)} in {self.folder}, config.json asks for {expected}; "
                 "the config belongs to another model"
             )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not all_finite(tensor):
             bad = int((~torch.isfinite(tensor)).sum())
             raise ModelError(f"{param} holds {bad} NaN or Inf values; repair or download the model again")
         return tensor

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.core.errors import ModelError
+from compress.core.numerics.error import all_finite
 from compress.core.types import BlockRef
 
 HIDDEN = "hidden"
@@ -76,7 +77,7 @@ class Replay:
             self.model(**trace.inputs)
         except _Reached:
             hidden: Tensor = self._output[0]
-            if not bool(torch.isfinite(hidden).all()):
+            if not all_finite(hidden):
                 raise ModelError(
                     f"block {index} ({self.blocks[index].name}) puts out NaN or Inf values; its weights or the ones "
                     "before it are broken, or the model overflows float32"

@@ -53,3 +53,10 @@ def _square_sum(rows: Tensor) -> float:
     if peak == 0.0 or not math.isfinite(peak):
         return peak
     return float((rows / peak).square_().sum(dtype=torch.float64)) * peak * peak
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or Inf, by the largest magnitude: `isfinite` would take the tensor's memory once more."""
+    if tensor.numel() == 0:
+        return True
+    return bool(torch.isfinite(torch.linalg.vector_norm(tensor.reshape(-1), ord=torch.inf)))

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from compress.core.numerics.error import output_error, weight_error
+from compress.core.numerics.error import all_finite, output_error, weight_error
 
 
 @pytest.mark.parametrize("rows", [1, 255, 256, 700])
@@ -40,3 +40,13 @@ def test_one_bad_value_is_seen() -> None:
     bad[1, 1] = torch.nan
     assert math.isnan(output_error(weight, bad, torch.eye(4)))
     assert math.isnan(weight_error(weight, bad))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_one_bad_value_is_seen(dtype: torch.dtype, bad: float) -> None:
+    values = torch.full((3, 5), torch.finfo(dtype).max, dtype=dtype)
+    assert all_finite(values)
+    assert all_finite(values[:0])
+    values[2, 4] = bad
+    assert not all_finite(values)
