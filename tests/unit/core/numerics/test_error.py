@@ -44,7 +44,7 @@ def test_one_bad_value_is_seen() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_one_bad_value_is_seen(dtype: torch.dtype, bad: float) -> None:
+def test_any_value_that_is_not_finite_is_seen(dtype: torch.dtype, bad: float) -> None:
     values = torch.full((3, 5), torch.finfo(dtype).max, dtype=dtype)
     assert all_finite(values)
     assert all_finite(values[:0])
