@@ -17,7 +17,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
-from compress.core.blocks import find_structure, write_weight
+from compress.core.blocks import find_structure, steps_of, write_weight
 from compress.core.numerics.affine import dequantize
 from compress.core.numerics.packing import unpack_int32, unpack_zero
 from compress.core.types import LayerRef, QTensor, RunRecord, Scheme, Structure
@@ -154,22 +154,28 @@ class Codes:
 
 
 @torch.no_grad()
-def compress_in_memory(run: Run, model: Any, blocks: int | None = None) -> Any:
+def compress_in_memory(run: Run, model: Any, blocks: int | None = None, steps: int = 0) -> Any:
     """Turn the loaded original into the compressed model, in place; returns it.
 
-    blocks: only the first so many are compressed, as when the loop reaches the next one; None for all.
+    blocks: only the first so many are compressed, and of the next one the first `steps` steps and what is kept, as when
+    the loop is there; None for all.
     """
     codes = Codes(run)
     found = structure_of(model)
-    later = tuple(f"{block.name}." for block in found.blocks[blocks:]) if blocks is not None else ()
+    later: tuple[str, ...] = ()
+    waiting: set[str] = set()
+    if blocks is not None:
+        later = tuple(f"{block.name}." for block in found.blocks[blocks + 1 :])
+        waiting = {layer.name for step in steps_of(found.blocks[blocks])[steps:] for layer in step.layers}
     ends = [end for end in (found.embedding, found.head) if end is not None and end.tied_to is None]
     done = set()
     for layer in (*found.layers, *found.outside, *ends):
         if layer.param.startswith(later) and later:
             continue
         if codes.quantized(layer.name):
-            write_weight(layer, model.get_parameter(layer.param), codes.weight(layer))
             done.add(id(model.get_parameter(layer.param)))
+            if layer.name not in waiting:
+                write_weight(layer, model.get_parameter(layer.param), codes.weight(layer))
     for name, parameter in model.named_parameters():
         kept = id(parameter) not in done and name not in COMPUTED.get(run.name, ())
         if kept and not (later and name.startswith(later)):

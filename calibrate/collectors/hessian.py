@@ -1,7 +1,8 @@
 """The second moment of a layer's input: what GPTQ minimises against (Frantar et al. 2022, section 3.1).
 
 Differs from the reference code: the sum is kept raw and scaled once at the end, so the order and the size of
-the batches change nothing but the last bits, and the unit is per token, so layers and runs compare.
+the batches change nothing but the last bits, and the unit is per token, so layers and runs compare. Tokens may be
+given weights: the sum is then over weights, not over tokens.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class HessianCollector:
         self._sum = torch.zeros(in_features, in_features, dtype=torch.float32, device=device)
         self._absmax = torch.zeros(in_features, dtype=torch.float32, device=device)
         self._n_tokens = 0
+        self._weight = 0.0
         self._stats: LayerStats | None = None
 
     @property
@@ -40,9 +42,10 @@ class HessianCollector:
         diagonal = self._sum.diagonal()
         return bool(torch.isfinite(self._absmax).all()) and bool(torch.isfinite(diagonal).all())
 
-    def add(self, x: Tensor) -> None:
+    def add(self, x: Tensor, weight: Tensor | None = None) -> None:
         """Add every token of `x`: (..., I), any float dtype, not modified. No rows is no change.
 
+        weight: (...,) float32 >= 0, what each token counts; None counts each as 1.
         Raises CompressError after `stats` was taken: the sum has been scaled in place by then.
         """
         if self._stats is not None:
@@ -50,21 +53,26 @@ class HessianCollector:
         rows = x.detach().reshape(-1, x.shape[-1])
         for start in range(0, rows.shape[0], ROWS):
             part = rows[start : start + ROWS].to(device=self._sum.device, dtype=torch.float32)
+            peak = torch.linalg.vector_norm(part, ord=torch.inf, dim=0)
+            torch.maximum(self._absmax, peak, out=self._absmax)
+            if weight is not None:
+                counts = weight.reshape(-1)[start : start + ROWS].to(part)
+                self._weight += float(counts.sum(dtype=torch.float64))
+                part = part * counts.sqrt().unsqueeze(1)
             for left in range(0, self._sum.shape[0], STRIP):
                 strip = part[:, left : left + STRIP]
                 self._sum[left:, left : left + STRIP].addmm_(part[:, left:].T, strip)
-            peak = torch.linalg.vector_norm(part, ord=torch.inf, dim=0)
-            torch.maximum(self._absmax, peak, out=self._absmax)
+        self._weight += 0.0 if weight is not None else rows.shape[0]
         self._n_tokens += rows.shape[0]
 
     def stats(self) -> LayerStats:
         """The statistics of all tokens added; the same object when asked again.
 
-        hessian (I, I) float32 = (2/n) sum x xT, act_absmax and act_sq_mean (I,) float32; all zero when no
+        hessian (I, I) float32 = (2 / sum u) sum u x xT, u the weights, act_absmax and act_sq_mean (I,) float32; all zero when no
         token was added. The sum is scaled in place and handed over, so no second (I, I) exists.
         """
         if self._stats is None:
-            n = max(self._n_tokens, 1)
+            n = self._weight or 1.0
             square_mean = self._sum.diagonal() / n
             self._mirror()
             self._stats = LayerStats(self._n_tokens, self._sum.mul_(2.0 / n), self._absmax, square_mean)

@@ -63,6 +63,18 @@ def find_structure(model: nn.Module, config: Any) -> Structure:
     )
 
 
+def steps_of(block: BlockRef) -> tuple[BlockRef, ...]:
+    """`block` cut into the steps in which its layers run, each with its own layers only: what feeds attention, what
+    attention feeds, and so on. One step, the whole block, when a role is not known."""
+    roles = load_roles()
+    found: dict[int | None, list[LayerRef]] = {}
+    for layer in block.layers:
+        found.setdefault(roles.step(layer.role), []).append(layer)
+    if None in found:
+        return (block,)
+    return tuple(replace(block, layers=tuple(layers)) for _, layers in sorted(found.items(), key=lambda e: e[0] or 0))
+
+
 def read_weight(layer: LayerRef, parameter: Tensor) -> Tensor:
     """The (O, I) matrix of `layer` as a new contiguous float32 tensor that shares nothing with `parameter`.
 

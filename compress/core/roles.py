@@ -15,13 +15,15 @@ OTHER = "other"
 class Roles:
     """The table. roles: dotted suffix -> role. cross: path parts of attention over the encoder's output.
 
-    order: roles in execution order. fused: roles that servers put into one matrix. routers: modules that
+    order: roles in execution order. steps: roles that read what the roles of
+    the steps before have made, and nothing of each other. fused: roles that servers put into one matrix. routers: modules that
     choose experts, never quantized.
     """
 
     roles: dict[str, str]
     cross: frozenset[str]
     order: tuple[str, ...]
+    steps: tuple[tuple[str, ...], ...]
     fused: tuple[tuple[str, ...], ...]
     routers: frozenset[str]
 
@@ -38,6 +40,10 @@ class Roles:
         crossed = f"cross_{role}"
         return crossed if crossed in self.order and not self.cross.isdisjoint(parts) else role
 
+    def step(self, role: str) -> int | None:
+        """Which step of a block `role` belongs to; None for an unknown one."""
+        return next((n for n, roles in enumerate(self.steps) if role in roles), None)
+
     def rank(self, role: str) -> int:
         """Position of `role` in execution order inside a block; unknown roles come last."""
         return self.order.index(role) if role in self.order else len(self.order)
@@ -51,6 +57,7 @@ def load_roles() -> Roles:
         roles=table["roles"],
         cross=frozenset(table["cross"]),
         order=tuple(table["order"]),
+        steps=tuple(tuple(step) for step in table["steps"]),
         fused=tuple(tuple(group) for group in table["fused"]),
         routers=frozenset(table["routers"]),
     )

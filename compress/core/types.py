@@ -134,13 +134,18 @@ class Structure:
 class LayerStats:
     """Input statistics of one layer; the unit is per token, so layers and runs compare.
 
-    hessian: (I, I) float32 = (2/n) sum x xT. act_absmax, act_sq_mean: (I,) float32.
+    hessian: (I, I) float32 = (2 / sum u) sum u x xT, u the weight of a token (1 unless `drift` is there).
+    act_absmax, act_sq_mean: (I,) float32; the mean is weighted as the hessian is.
+    drift: (O, I) float32 = (2 / sum u) sum u (r - r') xT for a layer that adds its output to the residual stream; r and
+    r' (O,) are the stream after it in the original and in the compressed model, this layer's weight the original's
+    in both, u = 1 / mean(r^2). None for other layers, or when it was not asked for.
     """
 
     n_tokens: int
     hessian: Tensor
     act_absmax: Tensor | None = None
     act_sq_mean: Tensor | None = None
+    drift: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -186,12 +191,13 @@ class Plan:
 class LayerMethod:
     """A pure function `(weight (O, I), stats or None, scheme, options) -> (QTensor, fallback sentence or None)`.
 
-    needs: names of the statistics it reads (`hessian`), empty for data-free methods.
+    needs: options -> names of the statistics it asks for: `hessian`; `drift`, and then the weight it is given has been
+    moved to make good what earlier layers lost (compress.core.numerics.correct). None for data-free methods.
     """
 
     quantize: Callable[..., tuple[QTensor, str | None]]
     options: type
-    needs: tuple[str, ...]
+    needs: Callable[[Any], tuple[str, ...]]
     paper: str
     summary: str
 
@@ -200,7 +206,9 @@ class LayerMethod:
 class LayerResult:
     """One layer after its method ran.
 
-    output_error: tr((W-Q) H (W-Q)^T) / tr(W H W^T), nan without statistics. weight_error: |W-Q|^2 / |W|^2.
+    output_error: tr((W-Q) H (W-Q)^T) / tr(W H W^T), nan without statistics. weight_error: |W-Q|^2 / |W|^2. Both are
+    what rounding cost: W is the weight that was solved for. moved: |W - W0|^2 / |W0|^2, how far that is from the
+    original's W0, 0 unless it makes good what earlier layers lost.
     fallback: a sentence when the method could not run as planned; never silent.
     """
 
@@ -217,6 +225,7 @@ class LayerResult:
     weight_error: float
     seconds: float
     n_tokens: int = 0
+    moved: float = 0.0
     fallback: str | None = None
 
 

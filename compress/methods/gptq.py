@@ -12,14 +12,16 @@ Differs from the paper in result, and why:
 - with n tokens for I inputs the off-diagonal of H is scaled by n / (n + shrinkage * I): what a small sample
   says about two inputs together is mostly noise. SmolLM2-135M at 3 bit, 6 k tokens, held-out KL: .409 without,
   .388 with a quarter, .366 with 1 (single runs);
-- `rounds` of coordinate descent and closed-form scale refit follow (another 7 % at 4 bit, 14 % at 2 bit).
-`CLASSIC` is the paper's algorithm.
+- `rounds` of coordinate descent and closed-form scale refit follow (another 7 % at 4 bit, 14 % at 2 bit);
+- `correct`: layers that write to the residual stream are given a weight that makes good what earlier layers lost
+  (compress.core.numerics.correct), and a block is solved step by step, each on what the steps before it left.
+`classic` is the paper's algorithm.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -27,11 +29,11 @@ from torch import Tensor
 
 from compress.core.errors import HessianError, RecipeError
 from compress.core.numerics.affine import group_size_of, require_codes, symmetric_zero
+from compress.core.numerics.curvature import MOST_DAMP, damped, shrunk
 from compress.core.numerics.descent import descend
 from compress.core.numerics.grid import Grid, Search, minmax_grid, round_to_nearest, search_grid
 from compress.core.types import LayerMethod, LayerStats, QTensor, Scheme
 
-_MOST_DAMP = 10.0
 _FEW = 0.25  # tokens per input below which a layer's hessian is called thin
 
 
@@ -44,6 +46,8 @@ class Options:
     scales: what a group's scale minimises: `hessian` the squared error weighted by what each column costs,
     `mse` the plain squared error, `minmax` nothing. rounds: coordinate descent and scale refit afterwards.
     shrinkage: inputs count as this many tokens of doubt about how they go together; 0 takes H as it is.
+    correct: make good what earlier layers lost. classic: the algorithm as published, whatever act_order, scales,
+    rounds, shrinkage and correct say; to compare with.
     column_block: columns updated together; changes speed, not the method.
     steps, shrink: how many scale factors are tried, from 1 down to what.
     """
@@ -53,13 +57,15 @@ class Options:
     scales: Literal["hessian", "mse", "minmax"] = "hessian"
     rounds: int = 2
     shrinkage: float = 1.0
+    correct: bool = True
+    classic: bool = False
     column_block: int = 128
     steps: int = 40
     shrink: float = 0.4
 
     def __post_init__(self) -> None:
-        if not 0 <= self.damp <= _MOST_DAMP:
-            raise RecipeError(f"damp {self.damp} is out of range; use 0 to {_MOST_DAMP:g}, 0.01 is the default")
+        if not 0 <= self.damp <= MOST_DAMP:
+            raise RecipeError(f"damp {self.damp} is out of range; use 0 to {MOST_DAMP:g}, 0.01 is the default")
         if self.scales not in ("hessian", "mse", "minmax"):
             raise RecipeError(f"scales {self.scales!r} is unknown; use hessian, mse or minmax")
         if self.rounds < 0:
@@ -70,8 +76,16 @@ class Options:
             raise RecipeError(f"column_block {self.column_block} is impossible; use 1 or more, 128 by default")
         Search(self.steps, self.shrink)  # refuses what it cannot hold
 
+    def effective(self) -> Options:
+        """These settings, or those of the published algorithm."""
+        if not self.classic:
+            return self
+        return replace(self, act_order=False, scales="minmax", rounds=0, shrinkage=0.0, correct=False, classic=False)
 
-CLASSIC = Options(act_order=False, scales="minmax", rounds=0, shrinkage=0.0)
+
+def needs(options: Options) -> tuple[str, ...]:
+    """The statistics that `options` ask for."""
+    return ("hessian", "drift") if options.effective().correct else ("hessian",)
 
 
 def quantize(weight: Tensor, stats: LayerStats | None, scheme: Scheme, options: Options) -> tuple[QTensor, str | None]:
@@ -89,6 +103,7 @@ def quantize(weight: Tensor, stats: LayerStats | None, scheme: Scheme, options: 
     matrix products; the rest is memory-bound vector work on one column or one chunk of groups at a time.
     Peak memory beyond the arguments: 3 matrices (I, I) and 3 (O, I) float32.
     """
+    options = options.effective()
     require_codes(weight, scheme)
     if stats is None or stats.n_tokens == 0:
         quantized = round_to_nearest(weight, _grid(weight, None, scheme, options), scheme)
@@ -133,29 +148,11 @@ def _require_hessian(hessian: Tensor, in_features: int) -> None:
 def _problem(stats: LayerStats, options: Options) -> tuple[_Problem, list[str]]:
     """The shrunk, damped hessian and its factor, with more damping than asked (and a note) when it takes that."""
     diagonal = stats.hessian.diagonal()
-    mean = float(diagonal.double().mean())
-    trust = stats.n_tokens / (stats.n_tokens + options.shrinkage * len(diagonal))
-    scaled = stats.hessian * (trust / mean) if mean > 0 else torch.zeros_like(stats.hessian)
-    scaled.diagonal().div_(trust)
-    # an input that was always 0 costs nothing: 1 keeps the factor finite and leaves its column alone
-    extra = (scaled.diagonal() == 0).to(scaled.dtype)
+    scaled, mean = shrunk(stats, options.shrinkage)
     order = torch.arange(len(diagonal), device=diagonal.device)
     if options.act_order:
         order = torch.argsort(diagonal, descending=True, stable=True)
-    damp, added = options.damp, 0.0
-    scaled.diagonal().add_(extra)
-    while True:
-        scaled.diagonal().add_(damp - added)
-        added = damp
-        upper = _upper_factor(scaled, order)
-        if upper is not None:
-            break
-        if damp >= _MOST_DAMP:
-            raise HessianError(
-                f"the hessian is indefinite even with {damp:g} times its mean diagonal ({mean:g}) added; "
-                "collect it from more tokens, in float32"
-            )
-        damp = min(damp * 10 if damp > 0 else 0.01, _MOST_DAMP)
+    upper, damp = damped(scaled, options.damp, lambda hessian: _upper_factor(hessian, order))
     notes = [] if mean > 0 else ["every input of this layer was 0 in calibration: rounded to nearest"]
     if damp != options.damp:
         notes.append(f"the hessian needed damping {damp:g} instead of {options.damp:g}")
@@ -242,7 +239,7 @@ class _Columns:
 METHOD = LayerMethod(
     quantize=quantize,
     options=Options,
-    needs=("hessian",),
+    needs=needs,
     paper="arXiv:2210.17323",
-    summary="second-order rounding, scales searched by what a column costs, then coordinate descent",
+    summary="second-order rounding with searched scales, earlier layers' loss made good, coordinate descent",
 )

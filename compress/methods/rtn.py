@@ -45,7 +45,7 @@ def quantize(weight: Tensor, stats: LayerStats | None, scheme: Scheme, options: 
 METHOD = LayerMethod(
     quantize=quantize,
     options=Options,
-    needs=(),
+    needs=lambda _: (),
     paper="",
     summary="round to nearest, scales searched for least squared error",
 )

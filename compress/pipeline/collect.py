@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -11,14 +12,18 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from compress.core.errors import CompressError, ModelError
+from compress.core.numerics.error import all_finite
 from compress.core.types import BlockRef, LayerRef, LayerStats
+from compress.pipeline.replay import Reached
+from compress.pipeline.writers import Writers
+from compress.pipeline.writes import Writes
 
 
 class Collector(Protocol):
-    """What a file of calibrate/collectors provides."""
+    """Second moments of one input, as calibrate/collectors/hessian.py sums them."""
 
-    def add(self, x: Tensor) -> None:
-        """Take tokens (..., I)."""
+    def add(self, x: Tensor, weight: Tensor | None = None) -> None:
+        """Take tokens (..., I), each counted by its weight (...,) or as 1."""
 
     @property
     def finite(self) -> bool:
@@ -33,7 +38,7 @@ _Identity = tuple[int, tuple[int, ...], tuple[int, ...], int]  # address, shape,
 
 
 class Collecting:
-    """Collectors of one block; layers that read one and the same input share one.
+    """Collectors of the layers of one block, or of one step of it; layers that read one and the same input share one.
 
     Servers fuse q, k and v because they read one input, but not every model keeps to it: deberta's query and key are
     also multiplied with relative positions, its value is not. So the first forward decides: the inputs of fused layers
@@ -41,9 +46,11 @@ class Collecting:
     Memory beyond the collectors: two copies of one batch's distinct inputs of fused layers, until that forward ends.
     """
 
-    def __init__(self, block: BlockRef, make: MakeCollector) -> None:
+    def __init__(self, block: BlockRef, make: MakeCollector, writers: Writers | None = None) -> None:
         self.block = block
+        self.writers = writers
         self._make = make
+        self._left: dict[str, int] | None = None
         self._by_layer: dict[str, Collector] = {}
         self._owner: dict[str, str] = {}
         self._tokens: dict[str, int] = {layer.name: 0 for layer in block.layers}
@@ -58,10 +65,24 @@ class Collecting:
 
     def begin(self) -> None:
         """A forward through the block starts."""
+        self._left = self._calls()
         if self._held is not None:
             self._settle()
         elif not self._decided:
             self._held = {name: [] for name in self._fused}
+
+    def _calls(self) -> dict[str, int] | None:
+        """How often a forward calls each layer; None when that depends on the tokens, or is not known."""
+        if self.writers is None or any(layer.expert is not None for layer in self.block.layers):
+            return None
+        return {layer.name: self.writers.calls.get(layer.name, 0) for layer in self.block.layers}
+
+    def _seen(self, layer: LayerRef) -> None:
+        """A layer is done with; the forward is unwound when it was the last. Raises Reached."""
+        if self._left is not None:
+            self._left[layer.name] -= 1
+            if not any(self._left.values()):
+                raise Reached
 
     @property
     def _decided(self) -> bool:
@@ -69,11 +90,21 @@ class Collecting:
 
     def add(self, layer: LayerRef, x: Tensor) -> None:
         """Take the input (..., I) of a layer; of layers that share it only the first is counted."""
+        weight = self.writers.reads(layer, x) if self.writers is not None else None
         self._tokens[layer.name] += x.numel() // x.shape[-1]
         if layer.name not in self._owner:
             self._hold(layer.name, x)
         elif self._owner[layer.name] == layer.name:
-            self._by_layer[layer.name].add(x)
+            self._by_layer[layer.name].add(x, weight)
+        if weight is None:
+            self._seen(layer)
+
+    def written(self, name: str, stream: Tensor) -> None:
+        """A layer was added to the residual stream, which is `stream` (B, L, D) now."""
+        layer = next((layer for layer in self.block.layers if layer.name == name), None)
+        if layer is not None and self.writers is not None and self.writers.writes(layer):
+            self.writers.wrote(name, stream)
+            self._seen(layer)
 
     def _hold(self, name: str, x: Tensor) -> None:
         assert self._held is not None
@@ -121,7 +152,11 @@ class Collecting:
                 f"the input of {layer.name} (block {self.block.index}) holds NaN or Inf values; "
                 "the model overflows on this text, or its weights are broken"
             )
-        return collector.stats()
+        stats = collector.stats()
+        drift = self.writers.take(layer) if self.writers is not None else None
+        if drift is not None and not all_finite(drift):
+            raise ModelError(f"the residual stream after {layer.name} (block {self.block.index}) holds NaN or Inf values")
+        return stats if drift is None else replace(stats, drift=drift)
 
     def drop(self, layer: LayerRef) -> None:
         """Give the memory of a layer's statistics back."""
@@ -129,11 +164,19 @@ class Collecting:
 
 
 @contextmanager
-def collecting(model: nn.Module, block: BlockRef, make: MakeCollector) -> Iterator[Collecting]:
-    """Inside, every forward through `block` adds its inputs. The block's parameters must be in memory."""
-    gathered = Collecting(block, make)
+def collecting(
+    model: nn.Module, block: BlockRef, make: MakeCollector, writers: Writers | None = None
+) -> Iterator[Collecting]:
+    """Inside, every forward through `block` adds its inputs. The block's parameters must be in memory.
+
+    writers: what the original model's forwards left, to compare what is written to the residual stream with; each
+    forward is then unwound (Reached) as soon as the layers of `block`, which may be one step of it, have been seen.
+    """
+    gathered = Collecting(block, make, writers)
+    writes = Writes(gathered.written)
     # prepended: the block itself may be one of the layers
-    hooks = [model.get_submodule(block.name).register_forward_pre_hook(lambda *_: gathered.begin(), prepend=True)]
+    home = model.get_submodule(block.name)
+    hooks = [home.register_forward_pre_hook(lambda *_: (writes.forget(), gathered.begin())[1], prepend=True)]
     slices: dict[int, list[LayerRef]] = {}
     for layer in block.layers:
         if layer.expert is None or layer.container == "linear":
@@ -142,10 +185,12 @@ def collecting(model: nn.Module, block: BlockRef, make: MakeCollector) -> Iterat
         else:
             pointer = model.get_parameter(layer.param).untyped_storage().data_ptr()
             slices.setdefault(pointer, []).append(layer)
+    hooks += writers.watch(model, writes) if writers is not None else []
     try:
-        with _Experts(gathered, slices):
+        with _Experts(gathered, slices), writes:
             yield gathered
     finally:
+        writes.forget()
         for hook in hooks:
             hook.remove()
 

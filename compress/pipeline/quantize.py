@@ -34,7 +34,7 @@ from compress.pipeline import finish, inputs, judge
 from compress.pipeline.outside import Outside
 from compress.pipeline.replay import Trace
 from compress.pipeline.store import Store
-from compress.pipeline.stream import Report, Stream, Streams, text_inputs
+from compress.pipeline.stream import Report, Stream, Streams, needs_of, text_inputs
 from compress.plan import uniform
 from compress.recipe import Recipe
 from export.formats.compressed_tensors import FORMAT
@@ -129,10 +129,13 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     outside.load_small(store.block_path(-1))
     streams = make_streams(ready)
     stages.done("prepare")
-    make = load("collector", "hessian")
     chosen = device.pick_device(ready.recipe.device)
+    hessian, drift = load("collector", "hessian"), load("collector", "drift")
     stream = Stream(
-        ready.checkpoint, ready.structure, ready.plan, store, journal, lambda n: make(n, chosen), hooks.report
+        *(ready.checkpoint, ready.structure, ready.plan, store, journal),
+        make=lambda n: hessian(n, chosen),
+        drift=lambda rows, columns: drift(rows, columns, chosen),
+        report=hooks.report,
     )
     layers, blocks = stream.run(streams, outside)
     stages.done("compress")
@@ -178,9 +181,10 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     )
     notes = [*opened.notes, *plan.notes, *([structure.generic] if structure.generic else [])]
     data = None
-    if (method.needs or recipe.eval_samples) and (because := _cannot_stream(checkpoint, structure)):
+    reads = method.needs(method.options(**options))
+    if (reads or recipe.eval_samples) and (because := _cannot_stream(checkpoint, structure)):
         notes.append(because)
-    elif method.needs or recipe.eval_samples:
+    elif reads or recipe.eval_samples:
         data = _data(recipe, opened, checkpoint)
         notes += data.card.get("warnings", [])
     environment = device.environment()
@@ -230,14 +234,15 @@ def _data(recipe: Recipe, opened: Opened, checkpoint: Checkpoint) -> PreparedDat
 def make_streams(ready: Prepared) -> Streams:
     """Traces of calibration and held-out text; empty when the model cannot read text."""
     if ready.data is None:
-        return Streams([], [], [])
+        return Streams([], [], [], [])
     pairs = bool(getattr(ready.checkpoint.config, "is_encoder_decoder", False))
 
     def traces(tokens: TokenSet) -> list[Trace]:
         return [Trace(inputs) for inputs in text_inputs(tokens.sequences, pairs)]
 
-    held = ready.data.heldout
-    return Streams(traces(ready.data.calibration), traces(held), traces(held))
+    calibration, held = ready.data.calibration, ready.data.heldout
+    compared = any("drift" in needs_of(plan) for plan in ready.plan.layers.values())
+    return Streams(traces(calibration), traces(calibration) if compared else [], traces(held), traces(held))
 
 
 def fingerprint(ready: Prepared, threads: int) -> Fingerprint:

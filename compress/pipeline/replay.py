@@ -25,8 +25,8 @@ HIDDEN = "hidden"
 Slot = tuple[str, Any]  # ("hidden", None) | ("argument", key) | ("stored", digest) | ("constant", value)
 
 
-class _Reached(Exception):
-    """Unwinds the model's forward once the wanted block has run."""
+class Reached(Exception):
+    """Unwinds the model's forward: the wanted block has run, or a hook inside it has seen enough."""
 
 
 @dataclass
@@ -72,27 +72,37 @@ class Replay:
         The trace is not changed. Raises ModelError when the model never reaches the block, or when the output is
         not finite.
         """
-        self._target, self._trace = index, trace
+        self.visit(trace, index)
+        hidden: Tensor = self._output[0]
+        if not all_finite(hidden):
+            raise ModelError(
+                f"block {index} ({self.blocks[index].name}) puts out NaN or Inf values; its weights or the ones "
+                "before it are broken, or the model overflows float32"
+            )
+        return hidden
+
+    @torch.no_grad()
+    def visit(self, trace: Trace, index: int) -> None:
+        """Run block `index` for what its hooks see; one of them may raise Reached to leave the rest of it out.
+
+        Raises ModelError when the model never reaches the block.
+        """
+        self._target, self._trace, self._output = index, trace, None
         try:
             self.model(**trace.inputs)
-        except _Reached:
-            hidden: Tensor = self._output[0]
-            if not all_finite(hidden):
-                raise ModelError(
-                    f"block {index} ({self.blocks[index].name}) puts out NaN or Inf values; its weights or the ones "
-                    "before it are broken, or the model overflows float32"
-                ) from None
-            return hidden
+        except Reached:
+            return
         finally:
             self._target = None
         raise self._unreached(index)
 
-    def advance(self, trace: Trace, index: int) -> None:
-        """Run block `index` and keep its output in the trace, as what later blocks will see."""
+    def advance(self, trace: Trace, index: int) -> Tensor:
+        """Run block `index` and keep its output in the trace, as what later blocks will see; returns it."""
         hidden = self.run(trace, index)
         trace.hidden[self.blocks[index].stack] = hidden
         trace.shapes[index], stored = self._output[1]
         trace.stored.update(stored)
+        return hidden
 
     @torch.no_grad()
     def finish(self, trace: Trace, logits_to_keep: Tensor | None = None) -> Any:
@@ -107,7 +117,7 @@ class Replay:
                 return self._play_back(index, args, kwargs)
             output = self._real[index](*args, **kwargs)
             self._output = split_output(output, args, kwargs)
-            raise _Reached
+            raise Reached
 
         return forward
 

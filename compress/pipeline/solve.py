@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from compress.core.device import one_thread
-from compress.core.errors import CompressError, HessianError
+from compress.core.errors import CompressError
 from compress.core.numerics.affine import dequantize
+from compress.core.numerics.correct import corrected
 from compress.core.numerics.error import output_error, weight_error
 from compress.core.registry import load
 from compress.core.types import LayerPlan, LayerRef, LayerResult, LayerStats, QTensor
@@ -55,11 +57,15 @@ def solve(jobs: Iterable[Job]) -> list[Solved]:
 
 def _solve_stack(group: list[Job]) -> list[Solved]:
     started = time.perf_counter()
-    weight = torch.cat([job.weight for job in group]) if len(group) > 1 else group[0].weight
-    q, fallback = _run(group[0].plan, weight, group[0].stats)
+    plan = group[0].plan
+    with _naming(plan.layer):
+        targets = [corrected(job.weight, job.stats) if job.stats is not None else job.weight for job in group]
+        weight = torch.cat(targets) if len(group) > 1 else targets[0]
+        method = load("method", plan.method)
+        q, fallback = method.quantize(weight, group[0].stats, plan.scheme, method.options(**plan.options))
     seconds = (time.perf_counter() - started) / len(group)
     parts = split_rows(q, [job.layer.shape[0] for job in group])
-    return [_judge(job, part, fallback, seconds) for job, part in zip(group, parts, strict=True)]
+    return [_judge(*each, fallback, seconds) for each in zip(group, targets, parts, strict=True)]
 
 
 def _stacks(jobs: list[Job]) -> list[list[Job]]:
@@ -71,15 +77,13 @@ def _stacks(jobs: list[Job]) -> list[list[Job]]:
     return list(groups.values())
 
 
-def _run(plan: LayerPlan, weight: Tensor, stats: LayerStats | None) -> tuple[QTensor, str | None]:
-    method = load("method", plan.method)
-    quantize: Callable[..., tuple[QTensor, str | None]] = method.quantize
+@contextmanager
+def _naming(layer: str) -> Iterator[None]:
+    """Inside, an error says which layer it is about."""
     try:
-        return quantize(weight, stats, plan.scheme, method.options(**plan.options))
-    except HessianError as error:
-        raise HessianError(f"{plan.layer}: {error}") from None
+        yield
     except CompressError as error:
-        raise type(error)(f"{plan.layer}: {error}") from None
+        raise type(error)(f"{layer}: {error}") from None
 
 
 def split_rows(q: QTensor, rows: list[int]) -> list[QTensor]:
@@ -92,7 +96,7 @@ def split_rows(q: QTensor, rows: list[int]) -> list[QTensor]:
     ]
 
 
-def _judge(job: Job, q: QTensor, fallback: str | None, seconds: float) -> Solved:
+def _judge(job: Job, target: Tensor, q: QTensor, fallback: str | None, seconds: float) -> Solved:
     weight = dequantize(q)
     hessian = job.stats.hessian if job.stats is not None and job.stats.n_tokens else None
     rows, columns = job.layer.shape
@@ -107,10 +111,11 @@ def _judge(job: Job, q: QTensor, fallback: str | None, seconds: float) -> Solved
         reason=job.plan.reason,
         bytes_before=job.bytes_before,
         bytes_after=round(bits * rows * columns / 8),
-        output_error=output_error(job.weight, weight, hessian),
-        weight_error=weight_error(job.weight, weight),
+        output_error=output_error(target, weight, hessian),
+        weight_error=weight_error(target, weight),
         seconds=seconds,
         n_tokens=job.stats.n_tokens if job.stats is not None else 0,
+        moved=weight_error(job.weight, target) if target is not job.weight else 0.0,
         fallback=fallback,
     )
     return Solved(job.layer, q, result)

@@ -1,11 +1,17 @@
 """The streaming loop: one block in memory, its inputs as the compressed model makes them, a journal line per block.
 
 Memory: one block in float32 (its original weights, then its compressed ones, and one stack of layers at a time in the
-solver) + the statistics of that block + the activations of calibration and held-out text (one buffer each; held-out
-twice, original and compressed) + one shard being written. Not the model: twelve blocks or forty-eight take the same.
+solver) + the statistics of one step of that block + the activations of calibration and held-out text (both twice,
+original and compressed, and calibration once more after attention) + one shard being written. Not the model: twelve
+blocks or forty-eight take the same.
 
-Work: calibration tokens pass each block twice (statistics, then outputs of the compressed block), held-out tokens
-twice (original, compressed); the second moments cost about one more pass.
+A block is solved in steps (what feeds attention, what attention feeds, ...), each on the inputs that the steps before it,
+compressed already, leave; layers that write to the residual stream are solved for the stream of the original model.
+
+Work, in passes of the calibration tokens through a block: 1 of the original, 1 for the outputs of the compressed block,
+and for the statistics as far as each step reaches (llama: nothing, attention, attention and its output, all but the last
+matrix: 1.4 together); second moments and drift cost about 0.8 more. Without `correct` the original's pass is left out
+and all statistics come from one. Held-out tokens pass twice (original, compressed).
 """
 
 from __future__ import annotations
@@ -15,43 +21,49 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from compress.core.blocks import read_weight
+from compress.core.blocks import read_weight, steps_of
 from compress.core.checkpoint import Checkpoint, empty
 from compress.core.device import release_memory
 from compress.core.journal import Journal
 from compress.core.registry import load
-from compress.core.types import BlockRef, BlockResult, LayerResult, Plan, Structure
-from compress.pipeline.collect import MakeCollector, collecting
+from compress.core.types import BlockRef, BlockResult, LayerPlan, LayerResult, Plan, Structure
+from compress.pipeline.collect import Collecting, MakeCollector, collecting
 from compress.pipeline.outside import Outside
 from compress.pipeline.replay import Replay, Trace
 from compress.pipeline.solve import Job, Solved, solve
 from compress.pipeline.store import Store
+from compress.pipeline.writers import Drift, Writers
 
 Report = Callable[[str, int, int], None]  # stage, done, total
 
 
 @dataclass
 class Streams:
-    """The text on its way: calibration (compressed model only), held-out through both models, batch by batch."""
+    """The text on its way, batch by batch: calibration and held-out, each through both models.
+
+    reference: calibration through the original model; empty when no method asks for it.
+    """
 
     calibration: list[Trace]
+    reference: list[Trace]
     original: list[Trace]
     compressed: list[Trace]
 
     @property
     def all(self) -> list[Trace]:
         """Every trace, in the order they are stored."""
-        return [*self.calibration, *self.original, *self.compressed]
+        return [*self.calibration, *self.reference, *self.original, *self.compressed]
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Everything the loop works with. `make` makes the collector of one layer input."""
+    """Everything the loop works with. make, drift: make the collectors of one layer input, and of a writer's drift."""
 
     checkpoint: Checkpoint
     structure: Structure
@@ -59,6 +71,7 @@ class Stream:
     store: Store
     journal: Journal
     make: MakeCollector
+    drift: Callable[[int, int], Drift]
     report: Report
 
     def run(self, streams: Streams, outside: Outside) -> tuple[list[LayerResult], list[BlockResult]]:
@@ -91,11 +104,14 @@ class Stream:
         started = time.perf_counter()
         self.checkpoint.fill(block.name)
         first = block.position == 0
-        with outside.installed("original", vocabulary=first and bool(streams.original)):
+        writers = Writers(block, self.drift) if streams.reference else None
+        with outside.installed("original", vocabulary=first and bool(streams.original or streams.reference)):
             for trace in streams.original:
                 replay.advance(trace, block.index)
+            for trace in streams.reference if writers is not None else []:
+                writers.original(self.checkpoint.model, partial(replay.advance, trace, block.index))
         with outside.installed("compressed", vocabulary=first and bool(streams.calibration or streams.compressed)):
-            solved = self._solve(block, streams.calibration, replay)
+            solved = self._solve(block, streams.calibration, replay, writers)
             for trace in [*streams.calibration, *streams.compressed]:
                 replay.advance(trace, block.index)
         self.store.write_block(block, solved)
@@ -115,22 +131,43 @@ class Stream:
         if block.position > 0:
             self.store.state_path(block.index - 1).unlink(missing_ok=True)
 
-    def _solve(self, block: BlockRef, calibration: Sequence[Trace], replay: Replay) -> list[Solved]:
-        model = self.checkpoint.model
-        needed = any("hessian" in load("method", self.plan.layers[la.name].method).needs for la in block.layers)
-        gathered = None
-        if calibration and needed:
-            with collecting(model, block, self.make) as gathered:
-                for trace in calibration:
-                    replay.run(trace, block.index)
+    def _solve(
+        self, block: BlockRef, calibration: Sequence[Trace], replay: Replay, writers: Writers | None
+    ) -> list[Solved]:
+        """Solve the block step by step and put the compressed weights into the model."""
+        self.store.round_kept(block)
         solved: list[Solved] = []
-        for stack in gathered.inputs() if gathered is not None else [[layer] for layer in block.layers]:
+        for step in steps_of(block) if writers is not None else (block,):
+            gathered = self._gather(step, calibration, replay, writers) if self._needed(block) else None
+            for item in self._solve_step(step, gathered):
+                self.store.apply(item, self.checkpoint.model)
+                solved.append(item)
+        return solved
+
+    def _needed(self, block: BlockRef) -> bool:
+        return any("hessian" in needs_of(self.plan.layers[layer.name]) for layer in block.layers)
+
+    def _gather(
+        self, step: BlockRef, calibration: Sequence[Trace], replay: Replay, writers: Writers | None
+    ) -> Collecting | None:
+        if not calibration:
+            return None
+        with collecting(self.checkpoint.model, step, self.make, writers) as gathered:
+            for number, trace in enumerate(calibration):
+                if writers is not None:
+                    writers.batch(number)
+                replay.visit(trace, step.index)
+        return gathered
+
+    def _solve_step(self, step: BlockRef, gathered: Collecting | None) -> list[Solved]:
+        solved: list[Solved] = []
+        for stack in gathered.inputs() if gathered is not None else [[layer] for layer in step.layers]:
             stats = gathered.take(stack[0]) if gathered is not None else None
             jobs = [
                 Job(
                     layer,
                     self.plan.layers[layer.name],
-                    read_weight(layer, model.get_parameter(layer.param)),
+                    read_weight(layer, self.checkpoint.model.get_parameter(layer.param)),
                     stats,
                     self.checkpoint.dtype_of(layer.param).itemsize * layer.shape[0] * layer.shape[1],
                     self.store.dtype.itemsize * 8,
@@ -140,10 +177,15 @@ class Stream:
             solved += solve(jobs)
             if gathered is not None:
                 gathered.drop(stack[0])
-        for item in solved:
-            self.store.apply(item, model)
-        self.store.round_kept(block)
         return solved
+
+
+def needs_of(plan: LayerPlan) -> tuple[str, ...]:
+    """The statistics that a layer's method asks for, with its options; none for layers that are kept."""
+    if plan.scheme.kind != "int":
+        return ()
+    method = load("method", plan.method)
+    return tuple(method.needs(method.options(**plan.options)))
 
 
 @contextmanager

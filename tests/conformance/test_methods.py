@@ -83,7 +83,7 @@ def test_not_worse_than_min_max(method: LayerMethod, bits: int, symmetric: bool)
         scheme = Scheme("int", bits, 16, symmetric)
         plain, _ = rtn.quantize(weight, None, scheme, rtn.Options(clip=False))
         q, _ = method.quantize(weight, stats, scheme, method.options())
-        if method.needs:
+        if method.needs(method.options()):
             ours, theirs = (output_error(weight, dequantize(x), stats.hessian) for x in (q, plain))
         else:
             ours, theirs = (weight_error(weight, dequantize(x)) for x in (q, plain))
@@ -157,7 +157,7 @@ def test_bad_input_is_refused(method: LayerMethod) -> None:
         method.quantize(weight, stats, Scheme.parse("float16"), method.options())
     with pytest.raises(ModelError, match=r"\(0, 32\)"):
         method.quantize(weight[:0], stats, Scheme("int", 4, 16), method.options())
-    if "hessian" in method.needs:
+    if "hessian" in method.needs(method.options()):
         spoiled = LayerStats(128, stats.hessian * torch.nan)
         with pytest.raises(HessianError, match="not finite"):
             method.quantize(weight, spoiled, Scheme("int", 4, 16), method.options())
@@ -167,4 +167,4 @@ def test_no_statistics_is_a_sentence_or_not_needed(method: LayerMethod) -> None:
     weight, _ = problem(8, 32)
     q, note = method.quantize(weight, None, Scheme("int", 4, 16), method.options())
     check(weight, q, Scheme("int", 4, 16))
-    assert bool(note) == bool(method.needs)
+    assert bool(note) == bool(method.needs(method.options()))

@@ -82,7 +82,7 @@ def test_classic_takes_each_groups_range_from_the_updated_weights() -> None:
     """Float64, from the paper: on reaching a group, min-max of the weights as updated so far (bound 1e-4)."""
     weight, stats = problem(3, 20, 64)
     scheme = Scheme("int", 4, 16, False, "float32")
-    q, _ = gptq.quantize(weight, stats, scheme, gptq.CLASSIC)
+    q, _ = gptq.quantize(weight, stats, scheme, gptq.Options(classic=True))
     hessian = stats.hessian.double()
     hessian += 0.01 * hessian.diagonal().mean() * torch.eye(64, dtype=torch.float64)
     inverse, left = torch.linalg.inv(hessian), weight.double()
@@ -119,14 +119,14 @@ def test_three_quarters_of_round_to_nearest_when_inputs_correlate(bits: int, sym
 def test_each_refinement_pays_on_average() -> None:
     """Summed over problems: full <= without rounds < classic."""
     total = dict.fromkeys(("full", "solve", "classic"), 0.0)
-    options = {"full": gptq.Options(), "solve": gptq.Options(rounds=0), "classic": gptq.CLASSIC}
+    options = {"full": gptq.Options(), "solve": gptq.Options(rounds=0), "classic": gptq.Options(classic=True)}
     for seed, (name, chosen) in itertools.product(range(4), options.items()):
         weight, stats = problem(seed, 32, 96)
         total[name] += loss(weight, gptq.quantize(weight, stats, Scheme("int", 3, 32), chosen)[0], stats)
     assert total["full"] < total["solve"] < total["classic"]
 
 
-@pytest.mark.parametrize("options", [gptq.Options(), gptq.CLASSIC], ids=["default", "classic"])
+@pytest.mark.parametrize("options", [gptq.Options(), gptq.Options(classic=True)], ids=["default", "classic"])
 @pytest.mark.parametrize("seed", range(3))
 def test_stacked_rows_are_solved_as_if_alone(options: gptq.Options, seed: int) -> None:
     parts = [1, 37, 128, 64][: 2 + seed % 3]
@@ -189,7 +189,7 @@ def test_dead_inputs_are_rounded_to_nearest() -> None:
     hessian = stats.hessian.clone()
     hessian[dead] = 0
     hessian[:, dead] = 0
-    for options in (gptq.Options(), gptq.Options(damp=0.0), gptq.CLASSIC):
+    for options in (gptq.Options(), gptq.Options(damp=0.0), gptq.Options(classic=True)):
         q, note = gptq.quantize(weight, LayerStats(256, hessian), Scheme("int", 4, 16), options)
         assert note is None
         assert torch.equal(q.codes[:, dead], quantize_codes(weight, q.scale, q.zero, q.scheme)[:, dead])

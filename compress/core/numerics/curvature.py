@@ -1,0 +1,49 @@
+"""A hessian made fit to be factorised: scaled, shrunk where tokens are few, damped until it is positive definite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from compress.core.errors import HessianError
+from compress.core.types import LayerStats
+
+MOST_DAMP = 10.0
+
+
+def shrunk(stats: LayerStats, shrinkage: float) -> tuple[Tensor, float]:
+    """`(hessian (I, I) over its mean diagonal, the mean)`, a new tensor; zeros and 0.0 when every input was 0.
+
+    With n tokens for I inputs the off-diagonal is scaled by n / (n + shrinkage * I): what a small sample says about two
+    inputs together is mostly noise. An input that was always 0 costs nothing: a 1 on its diagonal keeps the factor
+    finite and leaves its column alone.
+    """
+    diagonal = stats.hessian.diagonal()
+    mean = float(diagonal.double().mean())
+    trust = stats.n_tokens / (stats.n_tokens + shrinkage * len(diagonal))
+    scaled = stats.hessian * (trust / mean) if mean > 0 else torch.zeros_like(stats.hessian)
+    scaled.diagonal().div_(trust)
+    scaled.diagonal().add_((scaled.diagonal() == 0).to(scaled.dtype))
+    return scaled, max(mean, 0.0)
+
+
+def damped(scaled: Tensor, damp: float, factor: Callable[[Tensor], Tensor | None]) -> tuple[Tensor, float]:
+    """`(factor(scaled + damp), damp)`; where there is no factor, ten times the damping is tried, up to MOST_DAMP.
+
+    scaled: (I, I), changed in place to what was factorised. Raises HessianError when nothing helps.
+    """
+    added = 0.0
+    while True:
+        scaled.diagonal().add_(damp - added)
+        added = damp
+        found = factor(scaled)
+        if found is not None:
+            return found, damp
+        if damp >= MOST_DAMP:
+            raise HessianError(
+                f"the hessian is indefinite even with {damp:g} times its mean diagonal added; "
+                "collect it from more tokens, in float32"
+            )
+        damp = min(damp * 10 if damp > 0 else 0.01, MOST_DAMP)
