@@ -18,10 +18,7 @@ from compress.recipe import Recipe
 
 METHODS: dict[str, dict[str, Any]] = {
     "rtn + MSE clip": {"method": "rtn"},
-    "gptq classic": {
-        "method": "gptq",
-        "options": {"act_order": False, "scales": "minmax", "rounds": 0, "shrinkage": 0.0},
-    },
+    "gptq classic": {"method": "gptq", "options": {"classic": True}},
     "gptq": {"method": "gptq"},
 }
 

@@ -187,6 +187,7 @@ def _layer(block: int, role: str, bits: int) -> LayerResult:
         weight_error=error * 1.9,
         seconds=0.4 + noise.random(),
         n_tokens=32768,
+        moved=0.04 if role in ("o_proj", "down_proj") else 0.0,
         fallback="damping was raised to 0.1 of the mean diagonal: the hessian was singular"
         if (block, role) == (3, "o_proj")
         else None,

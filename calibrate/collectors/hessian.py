@@ -20,13 +20,12 @@ ROWS = 4096  # rows converted to float32 at a time: bounds the temporary for hal
 class HessianCollector:
     """Accumulates sum x xT over tokens for one distinct layer input.
 
-    Holds (I, I) + (I,) float32 and nothing that grows with the number of tokens. Only the lower triangle is
+    Holds (I, I) float32 and nothing that grows with the number of tokens. Only the lower triangle is
     summed; `stats` mirrors it, so the hessian is symmetric to the last bit.
     """
 
     def __init__(self, in_features: int, device: torch.device) -> None:
         self._sum = torch.zeros(in_features, in_features, dtype=torch.float32, device=device)
-        self._absmax = torch.zeros(in_features, dtype=torch.float32, device=device)
         self._n_tokens = 0
         self._weight = 0.0
         self._stats: LayerStats | None = None
@@ -39,8 +38,7 @@ class HessianCollector:
     @property
     def finite(self) -> bool:
         """False as soon as one input was NaN or Inf, or its square left the range of float32."""
-        diagonal = self._sum.diagonal()
-        return bool(torch.isfinite(self._absmax).all()) and bool(torch.isfinite(diagonal).all())
+        return bool(torch.isfinite(self._sum.diagonal()).all())
 
     def add(self, x: Tensor, weight: Tensor | None = None) -> None:
         """Add every token of `x`: (..., I), any float dtype, not modified. No rows is no change.
@@ -53,8 +51,6 @@ class HessianCollector:
         rows = x.detach().reshape(-1, x.shape[-1])
         for start in range(0, rows.shape[0], ROWS):
             part = rows[start : start + ROWS].to(device=self._sum.device, dtype=torch.float32)
-            peak = torch.linalg.vector_norm(part, ord=torch.inf, dim=0)
-            torch.maximum(self._absmax, peak, out=self._absmax)
             if weight is not None:
                 counts = weight.reshape(-1)[start : start + ROWS].to(part)
                 self._weight += float(counts.sum(dtype=torch.float64))
@@ -68,14 +64,13 @@ class HessianCollector:
     def stats(self) -> LayerStats:
         """The statistics of all tokens added; the same object when asked again.
 
-        hessian (I, I) float32 = (2 / sum u) sum u x xT, u the weights, act_absmax and act_sq_mean (I,) float32; all zero when no
-        token was added. The sum is scaled in place and handed over, so no second (I, I) exists.
+        hessian (I, I) float32 = (2 / sum u) sum u x xT, u the weights; all zero when no token was added. The sum is
+        scaled in place and handed over, so no second (I, I) exists.
         """
         if self._stats is None:
             n = self._weight or 1.0
-            square_mean = self._sum.diagonal() / n
             self._mirror()
-            self._stats = LayerStats(self._n_tokens, self._sum.mul_(2.0 / n), self._absmax, square_mean)
+            self._stats = LayerStats(self._n_tokens, self._sum.mul_(2.0 / n))
         return self._stats
 
     def _mirror(self) -> None:

@@ -135,7 +135,6 @@ class LayerStats:
     """Input statistics of one layer; the unit is per token, so layers and runs compare.
 
     hessian: (I, I) float32 = (2 / sum u) sum u x xT, u the weight of a token (1 unless `drift` is there).
-    act_absmax, act_sq_mean: (I,) float32; the mean is weighted as the hessian is.
     drift: (O, I) float32 = (2 / sum u) sum u (r - r') xT for a layer that adds its output to the residual stream; r and
     r' (O,) are the stream after it in the original and in the compressed model, this layer's weight the original's
     in both, u = 1 / mean(r^2). None for other layers, or when it was not asked for.
@@ -143,8 +142,6 @@ class LayerStats:
 
     n_tokens: int
     hessian: Tensor
-    act_absmax: Tensor | None = None
-    act_sq_mean: Tensor | None = None
     drift: Tensor | None = None
 
 

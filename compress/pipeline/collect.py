@@ -173,7 +173,7 @@ def collecting(
     forward is then unwound (Reached) as soon as the layers of `block`, which may be one step of it, have been seen.
     """
     gathered = Collecting(block, make, writers)
-    writes = Writes(gathered.written)
+    writes = Writes(gathered.written, writers.adds if writers is not None else {})
     # prepended: the block itself may be one of the layers
     home = model.get_submodule(block.name)
     hooks = [home.register_forward_pre_hook(lambda *_: (writes.forget(), gathered.begin())[1], prepend=True)]
@@ -182,10 +182,11 @@ def collecting(
         if layer.expert is None or layer.container == "linear":
             module = model.get_submodule(layer.param.rpartition(".")[0])
             hooks.append(module.register_forward_pre_hook(_hook(gathered, layer), with_kwargs=True))
+            if writers is not None and writers.writes(layer):
+                hooks.append(module.register_forward_hook(writes.after(layer.name)))
         else:
             pointer = model.get_parameter(layer.param).untyped_storage().data_ptr()
             slices.setdefault(pointer, []).append(layer)
-    hooks += writers.watch(model, writes) if writers is not None else []
     try:
         with _Experts(gathered, slices), writes:
             yield gathered

@@ -135,8 +135,7 @@ class Replay:
         next_wanted = self._target is not None and self._target == index + 1
         ends_stack = index == self._last[block.stack]
         hidden = trace.hidden[block.stack] if next_wanted or ends_stack else incoming
-        parts = [_fill(slot, hidden, args, kwargs, trace.stored) for slot in trace.shapes[index]]
-        return parts[0] if len(parts) == 1 and trace.shapes[index][0] == (HIDDEN, True) else tuple(parts)
+        return fill_output(hidden, trace.shapes[index], args, kwargs, trace.stored)
 
 
 def split_output(
@@ -162,6 +161,14 @@ def split_output(
         else:
             slots.append(("constant", None))
     return parts[0], (slots, stored)
+
+
+def fill_output(
+    hidden: Tensor, slots: list[Slot], args: tuple[Any, ...], kwargs: dict[str, Any], stored: dict[str, Tensor]
+) -> Any:
+    """`hidden` wrapped as `split_output` found the module's output to be."""
+    parts = [_fill(slot, hidden, args, kwargs, stored) for slot in slots]
+    return parts[0] if len(parts) == 1 and slots[0] == (HIDDEN, True) else tuple(parts)
 
 
 def _fill(slot: Slot, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], stored: dict[str, Tensor]) -> Any:

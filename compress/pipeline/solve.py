@@ -48,11 +48,7 @@ def solve(jobs: Iterable[Job]) -> list[Solved]:
 
     Rows are independent in every LayerMethod (the conformance suite holds them to it), so the codes are the same.
     """
-    solved: list[Solved] = []
-    with one_thread():
-        for group in _stacks(list(jobs)):
-            solved += _solve_stack(group)
-    return solved
+    return [item for group in _stacks(list(jobs)) for item in _solve_stack(group)]
 
 
 def _solve_stack(group: list[Job]) -> list[Solved]:
@@ -62,7 +58,8 @@ def _solve_stack(group: list[Job]) -> list[Solved]:
         targets = [corrected(job.weight, job.stats) if job.stats is not None else job.weight for job in group]
         weight = torch.cat(targets) if len(group) > 1 else targets[0]
         method = load("method", plan.method)
-        q, fallback = method.quantize(weight, group[0].stats, plan.scheme, method.options(**plan.options))
+        with one_thread():
+            q, fallback = method.quantize(weight, group[0].stats, plan.scheme, method.options(**plan.options))
     seconds = (time.perf_counter() - started) / len(group)
     parts = split_rows(q, [job.layer.shape[0] for job in group])
     return [_judge(*each, fallback, seconds) for each in zip(group, targets, parts, strict=True)]

@@ -34,6 +34,7 @@ from compress.core.journal import Journal
 from compress.core.registry import load
 from compress.core.types import BlockRef, BlockResult, LayerPlan, LayerResult, Plan, Structure
 from compress.pipeline.collect import Collecting, MakeCollector, collecting
+from compress.pipeline.finished import Finished
 from compress.pipeline.outside import Outside
 from compress.pipeline.replay import Replay, Trace
 from compress.pipeline.solve import Job, Solved, solve
@@ -112,7 +113,7 @@ class Stream:
                 writers.original(self.checkpoint.model, partial(replay.advance, trace, block.index))
         with outside.installed("compressed", vocabulary=first and bool(streams.calibration or streams.compressed)):
             solved = self._solve(block, streams.calibration, replay, writers)
-            for trace in [*streams.calibration, *streams.compressed]:
+            for trace in streams.compressed:
                 replay.advance(trace, block.index)
         self.store.write_block(block, solved)
         error, cosine = hidden_error(streams, block.stack)
@@ -134,30 +135,31 @@ class Stream:
     def _solve(
         self, block: BlockRef, calibration: Sequence[Trace], replay: Replay, writers: Writers | None
     ) -> list[Solved]:
-        """Solve the block step by step and put the compressed weights into the model."""
+        """Solve the block step by step, put the compressed weights into the model, and advance the calibration text."""
         self.store.round_kept(block)
+        steps = steps_of(block) if writers is not None else (block,)
+        finished = Finished(self.checkpoint.model, block, steps)
         solved: list[Solved] = []
-        for step in steps_of(block) if writers is not None else (block,):
-            gathered = self._gather(step, calibration, replay, writers) if self._needed(block) else None
+        for step in steps:
+            gathered = None
+            if calibration and any("hessian" in needs_of(self.plan.layers[layer.name]) for layer in step.layers):
+                with collecting(self.checkpoint.model, step, self.make, writers) as gathered, finished.playing():
+                    for number, trace in enumerate(calibration):
+                        finished.batch = number
+                        if writers is not None:
+                            writers.batch(number)
+                        replay.visit(trace, block.index)
             for item in self._solve_step(step, gathered):
                 self.store.apply(item, self.checkpoint.model)
                 solved.append(item)
-        return solved
-
-    def _needed(self, block: BlockRef) -> bool:
-        return any("hessian" in needs_of(self.plan.layers[layer.name]) for layer in block.layers)
-
-    def _gather(
-        self, step: BlockRef, calibration: Sequence[Trace], replay: Replay, writers: Writers | None
-    ) -> Collecting | None:
-        if not calibration:
-            return None
-        with collecting(self.checkpoint.model, step, self.make, writers) as gathered:
+            if writers is not None:
+                writers.forget(step)
+            finished.solved()
+        with finished.playing():
             for number, trace in enumerate(calibration):
-                if writers is not None:
-                    writers.batch(number)
-                replay.visit(trace, step.index)
-        return gathered
+                finished.batch = number
+                replay.advance(trace, block.index)
+        return solved
 
     def _solve_step(self, step: BlockRef, gathered: Collecting | None) -> list[Solved]:
         solved: list[Solved] = []

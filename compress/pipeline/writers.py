@@ -11,7 +11,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from compress.core.errors import CompressError
 from compress.core.types import BlockRef, LayerRef
@@ -44,7 +43,7 @@ class Writers:
         self._block = block
         self._make = make
         self._able = {la.name: la for la in block.layers if la.expert is None and not la.fused_with}
-        self._names: frozenset[str] | None = None
+        self.adds: dict[str, int] = {}
         self._streams: list[dict[str, list[Tensor]]] = []
         self._now: dict[str, list[Tensor]] = {}
         self._inputs: dict[str, list[Tensor]] = {}
@@ -62,7 +61,7 @@ class Writers:
             return lambda *_: calls.update({name: calls.get(name, 0) + 1})
 
         writes = Writes(written)
-        hooks = self.watch(model, writes)
+        hooks = [_module(model, la).register_forward_hook(writes.after(la.name)) for la in self._able.values()]
         for layer in self._block.layers:
             if layer.expert is None:
                 hooks.append(_module(model, layer).register_forward_pre_hook(count(layer.name)))
@@ -72,23 +71,19 @@ class Writers:
         finally:
             for hook in hooks:
                 hook.remove()
-        if self._names is None:
+        if not self._streams:
             self.calls = calls
             width = output.shape[-1]
-            self._names = frozenset(
-                name
+            self.adds = {
+                name: writes.adds[name]
                 for name, streams in found.items()
                 if len(streams) == calls[name] and all(stream.shape[-1] == width for stream in streams)
-            )
-        kept = {name: streams for name, streams in found.items() if name in self._names}
+            }
+        kept = {name: streams for name, streams in found.items() if name in self.adds}
         for streams in kept.values():
             if streams[-1].shape == output.shape and torch.equal(streams[-1], output):
                 streams[-1] = output
         self._streams.append(kept)
-
-    def watch(self, model: nn.Module, writes: Writes) -> list[RemovableHandle]:
-        """Hooks that tell `writes` the outputs of the layers that may write."""
-        return [_module(model, la).register_forward_hook(writes.after(la.name)) for la in self._able.values()]
 
     def batch(self, number: int) -> None:
         """The compressed model's forward of this batch is about to run."""
@@ -97,7 +92,7 @@ class Writers:
 
     def writes(self, layer: LayerRef) -> bool:
         """Whether `layer` is known to write to the stream."""
-        return self._names is not None and layer.name in self._names
+        return layer.name in self.adds
 
     def reads(self, layer: LayerRef, x: Tensor) -> Tensor | None:
         """`layer` reads x (..., I): the weights (...,) of its tokens, None when it does not write.
@@ -121,6 +116,12 @@ class Writers:
         if name not in self._drift:
             self._drift[name] = self._make(*self._able[name].shape)
         self._drift[name].add(x, wanted - stream, token_weights(wanted))
+
+    def forget(self, step: BlockRef) -> None:
+        """The layers of `step` are solved: what the stream after them should be is needed no longer."""
+        for streams in self._streams:
+            for layer in step.layers:
+                streams.pop(layer.name, None)
 
     def take(self, layer: LayerRef) -> Tensor | None:
         """The drift (O, I) of a layer, given away; None when it does not write, or was never reached."""

@@ -7,7 +7,7 @@ write.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,13 +21,17 @@ class Writes(TorchFunctionMode):
     """Inside, `written(layer, stream)` is called at every write; stream: the sum, of the output's shape.
 
     Of layers whose outputs are added to each other first (gpt-neox' parallel attention) only the last to run is named:
-    each of them would make good the same loss. Holds the outputs that were not added yet; `forget` drops them.
+    each of them would make good the same loss. `adds` has how many additions lie between a layer's output and the
+    stream; given it, they are counted instead, so that not every layer needs to run. Holds the outputs that were not
+    added yet; `forget` drops them.
     """
 
-    def __init__(self, written: Callable[[str, Tensor], None]) -> None:
+    def __init__(self, written: Callable[[str, Tensor], None], adds: Mapping[str, int] | None = None) -> None:
         super().__init__()
+        self.adds: dict[str, int] = dict(adds or {})
+        self._known = adds is not None
         self._written = written
-        self._outputs: dict[int, tuple[Tensor, str]] = {}
+        self._outputs: dict[int, tuple[Tensor, str, int]] = {}
         self._order: list[str] = []
 
     def forget(self) -> None:
@@ -40,7 +44,7 @@ class Writes(TorchFunctionMode):
 
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             if isinstance(output, Tensor):
-                self._outputs[id(output)] = (output, layer)
+                self._outputs[id(output)] = (output, layer, 0)
                 self._order.append(layer)
 
         return hook
@@ -54,12 +58,12 @@ class Writes(TorchFunctionMode):
     def _added(self, one: Any, other: Any, result: Any) -> None:
         if not (isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape):
             return
-        found = [self._outputs.pop(id(term), None) for term in (one, other)]
-        layers = [entry[1] for entry in found if entry is not None]
-        if not layers:
+        found = [entry for term in (one, other) if (entry := self._outputs.pop(id(term), None)) is not None]
+        if not found:
             return
-        last = max(layers, key=self._order.index)
-        if len(layers) == 2:
-            self._outputs[id(result)] = (result, last)
+        _, layer, count = max(found, key=lambda entry: self._order.index(entry[1]))
+        if len(found) == 2 if not self._known else count + 1 < self.adds[layer]:
+            self._outputs[id(result)] = (result, layer, count + 1)
         else:
-            self._written(last, result)
+            self.adds[layer] = count + 1
+            self._written(layer, result)

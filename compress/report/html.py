@@ -265,8 +265,12 @@ def _layer(x: LayerResult) -> list[Cell | str]:
         Cell(words.percent(x.output_error), key=x.output_error),
         Cell(words.percent(x.weight_error), key=x.weight_error),
         Cell(f"{x.n_tokens:,}", key=x.n_tokens),
-        Cell(words.clean(x.fallback or "", 240), tone="warn" if x.fallback else ""),
+        Cell(words.clean(x.fallback or _moved(x), 240), tone="warn" if x.fallback else ""),
     ]
+
+
+def _moved(x: LayerResult) -> str:
+    return f"moved by {words.percent(x.moved)} to make good what earlier layers lost" if x.moved > 0 else ""
 
 
 def _samples(record: RunRecord) -> str:

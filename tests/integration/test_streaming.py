@@ -207,7 +207,7 @@ def test_layers_that_write_to_the_stream_make_good_what_it_lacks(runs: Runs, nam
                 mean, trust = hessian.diagonal().mean(), len(x) / (len(x) + x.shape[1])
                 damped = hessian * trust
                 damped.diagonal().copy_(hessian.diagonal() + 0.01 * mean)
-                target = weight + torch.linalg.solve(damped, drift.T).T
+                target = weight + trust * torch.linalg.solve(damped, drift.T).T
                 moved = float((target - weight).square().sum() / weight.square().sum())
                 root = share.sqrt()[:, None]
                 error = output_error(target, codes.weight(layer), x * root)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compress.core.numerics.curvature import damped, shrunk
+from compress.core.numerics.curvature import damped, shrunk, trust
 from compress.core.types import LayerStats
 
 DAMP = 0.01
@@ -21,7 +21,9 @@ SHRINKAGE = 1.0
 def corrected(weight: Tensor, stats: LayerStats) -> Tensor:
     """`weight` (O, I) float32 moved by drift H^-1, a new tensor; `weight` itself without drift or tokens.
 
-    H is shrunk and damped as GPTQ's is, so that directions which the calibration text hardly shows stay as they are.
+    With t = n / (n + I) for n tokens, the move is t * drift * (t H + (1 - t) diag(H) + damping)^-1: ridge regression with
+    a penalty of I / n on each input's own scale, so that few tokens move little, and directions which the calibration
+    text hardly shows stay as they are.
     Raises HessianError as `damped` does. Cost: I^3 / 3 + 2 * O * I^2 float operations.
     """
     if stats.drift is None or stats.n_tokens == 0:
@@ -30,7 +32,8 @@ def corrected(weight: Tensor, stats: LayerStats) -> Tensor:
     if mean == 0.0:
         return weight
     lower, _ = damped(scaled, DAMP, _lower_factor)
-    return weight + torch.cholesky_solve((stats.drift / mean).T, lower).T
+    wanted = stats.drift * (trust(stats, SHRINKAGE) / mean)
+    return weight + torch.cholesky_solve(wanted.T, lower).T
 
 
 def _lower_factor(hessian: Tensor) -> Tensor | None:

@@ -13,18 +13,21 @@ from compress.core.types import LayerStats
 MOST_DAMP = 10.0
 
 
+def trust(stats: LayerStats, shrinkage: float) -> float:
+    """n / (n + shrinkage * I) for n tokens of I inputs: how far second moments of so few tokens are believed, 0 to 1."""
+    return stats.n_tokens / (stats.n_tokens + shrinkage * stats.hessian.shape[0])
+
+
 def shrunk(stats: LayerStats, shrinkage: float) -> tuple[Tensor, float]:
     """`(hessian (I, I) over its mean diagonal, the mean)`, a new tensor; zeros and 0.0 when every input was 0.
 
-    With n tokens for I inputs the off-diagonal is scaled by n / (n + shrinkage * I): what a small sample says about two
-    inputs together is mostly noise. An input that was always 0 costs nothing: a 1 on its diagonal keeps the factor
-    finite and leaves its column alone.
+    The off-diagonal is scaled by `trust`: what a small sample says about two inputs together is mostly noise. An input
+    that was always 0 costs nothing: a 1 on its diagonal keeps the factor finite and leaves its column alone.
     """
-    diagonal = stats.hessian.diagonal()
-    mean = float(diagonal.double().mean())
-    trust = stats.n_tokens / (stats.n_tokens + shrinkage * len(diagonal))
-    scaled = stats.hessian * (trust / mean) if mean > 0 else torch.zeros_like(stats.hessian)
-    scaled.diagonal().div_(trust)
+    mean = float(stats.hessian.diagonal().double().mean())
+    believed = trust(stats, shrinkage)
+    scaled = stats.hessian * (believed / mean) if mean > 0 else torch.zeros_like(stats.hessian)
+    scaled.diagonal().div_(believed)
     scaled.diagonal().add_((scaled.diagonal() == 0).to(scaled.dtype))
     return scaled, max(mean, 0.0)
 

@@ -45,10 +45,6 @@ def test_matches_the_float64_oracle(features: int) -> None:
     stats = collect([x[:1], x[1:400], x[400:]], features)
     assert_close(stats.hessian, x)
     assert stats.n_tokens == 900
-    assert stats.act_absmax is not None
-    assert stats.act_sq_mean is not None
-    torch.testing.assert_close(stats.act_absmax, x.abs().amax(dim=0), rtol=0, atol=0)
-    torch.testing.assert_close(stats.act_sq_mean.double(), x.double().square().mean(dim=0), rtol=TOLERANCE, atol=0)
 
 
 def test_symmetric_to_the_last_bit() -> None:

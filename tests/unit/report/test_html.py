@@ -154,3 +154,8 @@ def test_without_plotly_the_install_line(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(MissingExtraError, match=r"pip install 'compress-models\[report\]'") as caught:
         html.render(fake.quantize_record(1))
     assert caught.value.exit_code == 2
+
+
+def test_layers_that_make_good_what_others_lost_say_so() -> None:
+    text = "\n".join(Skeleton(html.render(fake.quantize_record())).text)
+    assert "moved by 4.0 % to make good what earlier layers lost" in text
