@@ -156,10 +156,11 @@ class Subject:
     def _step(self, ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Logits (1, 1 or more, V) after `ids`, and the grown cache (None when the model keeps none)."""
         extra: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in self.accepted else {}
-        if "past_key_values" not in self.accepted:
+        name = "cache" if "cache" in self.accepted else "past_key_values"  # renamed in transformers 5.24
+        if name not in self.accepted:
             return self.model(input_ids=ids, **extra).logits, None
-        out = self.model(input_ids=ids, past_key_values=cache, use_cache=True, **extra)
-        return out.logits, out.past_key_values
+        out = self.model(input_ids=ids, use_cache=True, **{name: cache}, **extra)
+        return out.logits, getattr(out, name)
 
     def _inputs(self, ids: Tensor) -> dict[str, Tensor]:
         if self.description.kind == ENCODER_DECODER:

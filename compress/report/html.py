@@ -247,6 +247,12 @@ def _layers(record: RunRecord) -> str:
     )
     if not made:
         return ""
+    if any(x.moved > 0 for x in record.layers):
+        said = (
+            "Errors are what rounding cost. Moved: how far, in share of its energy, a layer's weight was taken from the "
+            "original's before it was rounded, to make good what earlier layers had lost."
+        )
+        made = f'<p class="intro">{said}</p>{made}'
     if many:
         said = f"The {len(chosen):,} with the largest error of {len(record.layers):,}; all are in record.json."
         made = f'<p class="intro">{said}</p>{made}'
@@ -270,7 +276,7 @@ def _layer(x: LayerResult) -> list[Cell | str]:
 
 
 def _moved(x: LayerResult) -> str:
-    return f"moved by {words.percent(x.moved)} to make good what earlier layers lost" if x.moved > 0 else ""
+    return f"moved {words.percent(x.moved)}" if x.moved > 0 else ""
 
 
 def _samples(record: RunRecord) -> str:

@@ -158,4 +158,5 @@ def test_without_plotly_the_install_line(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_layers_that_make_good_what_others_lost_say_so() -> None:
     text = "\n".join(Skeleton(html.render(fake.quantize_record())).text)
-    assert "moved by 4.0 % to make good what earlier layers lost" in text
+    assert "moved 4.00 %" in text
+    assert "to make good what earlier layers had lost" in text
