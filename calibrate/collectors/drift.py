@@ -1,8 +1,8 @@
 """How what the residual stream lacks goes with a layer's input: what the layer can make good, and how.
 
-A layer that writes to the residual stream sees inputs x that the layers before it, compressed already, have changed, and
-adds its output to a stream that they have changed too. With r and r' the stream after it in the original and in the
-compressed model, least squares moves its weight by (sum (r - r') xT) (sum x xT)^-1: the residual-stream form of
+A layer that writes to the residual stream sees inputs x that the layers before it, compressed already, have changed,
+and adds its output to a stream that they have changed too. With r and r' the stream after it in the original and in
+the compressed model, least squares moves its weight by (sum (r - r') xT) (sum x xT)^-1: the residual-stream form of
 GPTAQ's target (Li et al. 2025, arXiv:2504.02692) and Qronos' (Zhang et al. 2025, arXiv:2505.11695), which follow one
 layer's own output instead and leave what has gone into the stream as it is.
 """

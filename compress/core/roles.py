@@ -15,9 +15,8 @@ OTHER = "other"
 class Roles:
     """The table. roles: dotted suffix -> role. cross: path parts of attention over the encoder's output.
 
-    order: roles in execution order. steps: roles that read what the roles of
-    the steps before have made, and nothing of each other. fused: roles that servers put into one matrix. routers: modules that
-    choose experts, never quantized.
+    order: roles in execution order. steps: roles that read what the roles of the steps before have made, and nothing
+    of each other. fused: roles that servers put into one matrix. routers: modules that choose experts, never quantized.
     """
 
     roles: dict[str, str]

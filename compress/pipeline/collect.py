@@ -155,7 +155,9 @@ class Collecting:
         stats = collector.stats()
         drift = self.writers.take(layer) if self.writers is not None else None
         if drift is not None and not all_finite(drift):
-            raise ModelError(f"the residual stream after {layer.name} (block {self.block.index}) holds NaN or Inf values")
+            raise ModelError(
+                f"the residual stream after {layer.name} (block {self.block.index}) holds NaN or Inf values"
+            )
         return stats if drift is None else replace(stats, drift=drift)
 
     def drop(self, layer: LayerRef) -> None:

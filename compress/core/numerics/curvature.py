@@ -14,7 +14,7 @@ MOST_DAMP = 10.0
 
 
 def trust(stats: LayerStats, shrinkage: float) -> float:
-    """n / (n + shrinkage * I) for n tokens of I inputs: how far second moments of so few tokens are believed, 0 to 1."""
+    """n / (n + shrinkage * I) for n tokens of I inputs: how far second moments of so few are believed, 0 to 1."""
     return stats.n_tokens / (stats.n_tokens + shrinkage * stats.hessian.shape[0])
 
 
