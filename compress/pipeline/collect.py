@@ -178,7 +178,12 @@ def collecting(
     writes = Writes(gathered.written, writers.adds if writers is not None else {})
     # prepended: the block itself may be one of the layers
     home = model.get_submodule(block.name)
-    hooks = [home.register_forward_pre_hook(lambda *_: (writes.forget(), gathered.begin())[1], prepend=True)]
+
+    def begin(*_: Any) -> None:
+        writes.forget()
+        gathered.begin()
+
+    hooks = [home.register_forward_pre_hook(begin, prepend=True)]
     slices: dict[int, list[LayerRef]] = {}
     for layer in block.layers:
         if layer.expert is None or layer.container == "linear":

@@ -1,7 +1,7 @@
 """The part of a block that is solved already, played back while the rest of the block is solved.
 
-Attention, once its last matrix is solved, gives the same output in every later pass of a batch; running it again for each
-step would cost as much as the steps themselves.
+Attention, once its last matrix is solved, gives the same output in every later pass of a batch; running it again for
+each step would cost as much as the steps themselves.
 """
 
 from __future__ import annotations

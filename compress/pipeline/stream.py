@@ -5,13 +5,13 @@ solver) + the statistics of one step of that block + the activations of calibrat
 original and compressed, and calibration once more after attention) + one shard being written. Not the model: twelve
 blocks or forty-eight take the same.
 
-A block is solved in steps (what feeds attention, what attention feeds, ...), each on the inputs that the steps before it,
-compressed already, leave; layers that write to the residual stream are solved for the stream of the original model.
+A block is solved in steps (what feeds attention, what attention feeds, ...), each on the inputs that the steps before
+it, compressed already, leave; layers that write to the residual stream are solved for the stream of the original model.
 
-Work, in passes of the calibration tokens through a block: 1 of the original, 1 for the outputs of the compressed block,
-and for the statistics as far as each step reaches (llama: nothing, attention, attention and its output, all but the last
-matrix: 1.4 together); second moments and drift cost about 0.8 more. Without `correct` the original's pass is left out
-and all statistics come from one. Held-out tokens pass twice (original, compressed).
+Work, in passes of the calibration tokens through the matrices of a llama block: 1 of the original, 0.15 + 0.25 + 0.5 for
+what the steps read, 0.25 for the outputs of the compressed block (finished.py keeps what it can); second moments and
+drift cost 0.9 more. Without `correct`: 1 for all statistics, 1 for the outputs, 0.5 for second moments. Held-out tokens
+pass twice (original, compressed).
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ class Stream:
         with outside.installed("original", vocabulary=first and bool(streams.original or streams.reference)):
             for trace in streams.original:
                 replay.advance(trace, block.index)
-            for trace in streams.reference if writers is not None else []:
+            for trace in streams.reference:
+                assert writers is not None
                 writers.original(self.checkpoint.model, partial(replay.advance, trace, block.index))
         with outside.installed("compressed", vocabulary=first and bool(streams.calibration or streams.compressed)):
             solved = self._solve(block, streams.calibration, replay, writers)

@@ -1,7 +1,7 @@
 """What the residual stream lacks after each layer that writes to it, gathered batch by batch.
 
-The original model's forward goes first and leaves the stream as it should be; the compressed model's forward of the same
-tokens follows, and the difference is what the layer can make good (calibrate/collectors/drift.py).
+The original model's forward goes first and leaves the stream as it should be; the compressed model's forward of the
+same tokens follows, and the difference is what the layer can make good (calibrate/collectors/drift.py).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which layers of a block write to the residual stream, seen while the model's own forward runs.
 
 A layer writes when its output, or a sum of such outputs, is added to anything else of the same shape; the sum is the
-stream after it. Nothing is known of architectures: what is never added as it is (normalised, scaled or gated first) is no
-write.
+stream after it. Nothing is known of architectures: what is never added as it is (normalised, scaled or gated first) is
+no write.
 """
 
 from __future__ import annotations

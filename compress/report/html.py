@@ -249,8 +249,8 @@ def _layers(record: RunRecord) -> str:
         return ""
     if any(x.moved > 0 for x in record.layers):
         said = (
-            "Errors are what rounding cost. Moved: how far, in share of its energy, a layer's weight was taken from the "
-            "original's before it was rounded, to make good what earlier layers had lost."
+            "Errors are what rounding cost. Moved: how far, in share of its energy, a layer's weight was taken from "
+            "the original's before it was rounded, to make good what earlier layers had lost."
         )
         made = f'<p class="intro">{said}</p>{made}'
     if many:
