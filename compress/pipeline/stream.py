@@ -8,10 +8,10 @@ blocks or forty-eight take the same.
 A block is solved in steps (what feeds attention, what attention feeds, ...), each on the inputs that the steps before
 it, compressed already, leave; layers that write to the residual stream are solved for the stream of the original model.
 
-Work, in passes of the calibration tokens through the matrices of a llama block: 1 of the original, 0.15 + 0.25 + 0.5 for
-what the steps read, 0.25 for the outputs of the compressed block (finished.py keeps what it can); second moments and
-drift cost 0.9 more. Without `correct`: 1 for all statistics, 1 for the outputs, 0.5 for second moments. Held-out tokens
-pass twice (original, compressed).
+Work, in passes of the calibration tokens through the matrices of a llama block: 1 of the original, 0.15 + 0.25 + 0.5
+for what the steps read, 0.25 for the outputs of the compressed block (finished.py keeps what it can); second moments
+and drift cost 0.9 more. Without `correct`: 1 for all statistics, 1 for the outputs, 0.5 for second moments. Held-out
+tokens pass twice (original, compressed).
 """
 
 from __future__ import annotations
