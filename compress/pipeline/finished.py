@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from compress.core.types import BlockRef, LayerRef
 from compress.pipeline.replay import Slot, fill_output, split_output
 
-KEEP_BYTES = 1 << 28  # inputs kept to save a pass, all batches together; past that the pass is made
+KEEP_BYTES = 1 << 26  # inputs kept to save a pass, all batches together; past that the pass is made
 
 
 @dataclass
@@ -41,6 +41,7 @@ class Finished:
 
     def __init__(self, model: nn.Module, block: BlockRef, steps: tuple[BlockRef, ...]) -> None:
         self._model = model
+        self.steps = steps
         self._after = parts_after(block, steps)
         self._steps = 0
         self._done: list[str] = []

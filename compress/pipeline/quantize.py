@@ -138,6 +138,8 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
         report=hooks.report,
     )
     layers, blocks = stream.run(streams, outside)
+    streams.calibration.clear()  # measuring needs the memory for two vocabularies
+    streams.reference.clear()
     stages.done("compress")
     measurements = _measure(ready, streams, outside, store, journal, hooks)
     stages.done("measure")

@@ -19,7 +19,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -60,6 +60,19 @@ class Streams:
     def all(self) -> list[Trace]:
         """Every trace, in the order they are stored."""
         return [*self.calibration, *self.reference, *self.original, *self.compressed]
+
+
+@dataclass(frozen=True)
+class Solving:
+    """One block being solved. around: installs the compressed model's parameters around the blocks; the vocabulary,
+    which the first block needs, is so in memory while text runs and not while codes are solved."""
+
+    block: BlockRef
+    calibration: Sequence[Trace]
+    writers: Writers | None
+    finished: Finished
+    replay: Replay
+    around: Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -112,8 +125,14 @@ class Stream:
             for trace in streams.reference:
                 assert writers is not None
                 writers.original(self.checkpoint.model, partial(replay.advance, trace, block.index))
-        with outside.installed("compressed", vocabulary=first and bool(streams.calibration or streams.compressed)):
-            solved = self._solve(block, streams.calibration, replay, writers)
+        finished = Finished(self.checkpoint.model, block, steps_of(block) if writers is not None else (block,))
+        around = partial(outside.installed, "compressed", vocabulary=first)
+        solved = self._solve(Solving(block, streams.calibration, writers, finished, replay, around))
+        with around() if streams.calibration or streams.compressed else nullcontext():
+            with finished.playing():
+                for number, trace in enumerate(streams.calibration):
+                    finished.batch = number
+                    replay.advance(trace, block.index)
             for trace in streams.compressed:
                 replay.advance(trace, block.index)
         self.store.write_block(block, solved)
@@ -133,34 +152,32 @@ class Stream:
         if block.position > 0:
             self.store.state_path(block.index - 1).unlink(missing_ok=True)
 
-    def _solve(
-        self, block: BlockRef, calibration: Sequence[Trace], replay: Replay, writers: Writers | None
-    ) -> list[Solved]:
-        """Solve the block step by step, put the compressed weights into the model, and advance the calibration text."""
-        self.store.round_kept(block)
-        steps = steps_of(block) if writers is not None else (block,)
-        finished = Finished(self.checkpoint.model, block, steps)
+    def _solve(self, work: Solving) -> list[Solved]:
+        """Solve the block step by step and put the compressed weights into the model."""
+        self.store.round_kept(work.block)
         solved: list[Solved] = []
-        for step in steps:
-            gathered = None
-            if calibration and any("hessian" in needs_of(self.plan.layers[layer.name]) for layer in step.layers):
-                with collecting(self.checkpoint.model, step, self.make, writers) as gathered, finished.playing():
-                    for number, trace in enumerate(calibration):
-                        finished.batch = number
-                        if writers is not None:
-                            writers.batch(number)
-                        replay.visit(trace, block.index)
+        for step in work.finished.steps:
+            needed = any("hessian" in needs_of(self.plan.layers[layer.name]) for layer in step.layers)
+            gathered = self._gather(work, step) if work.calibration and needed else None
             for item in self._solve_step(step, gathered):
                 self.store.apply(item, self.checkpoint.model)
                 solved.append(item)
-            if writers is not None:
-                writers.forget(step)
-            finished.solved()
-        with finished.playing():
-            for number, trace in enumerate(calibration):
-                finished.batch = number
-                replay.advance(trace, block.index)
+            if work.writers is not None:
+                work.writers.forget(step)
+            work.finished.solved()
+            release_memory()
         return solved
+
+    def _gather(self, work: Solving, step: BlockRef) -> Collecting:
+        """The statistics of one step, with the steps before it compressed."""
+        model, writers, finished = self.checkpoint.model, work.writers, work.finished
+        with work.around(), collecting(model, step, self.make, writers) as gathered, finished.playing():
+            for number, trace in enumerate(work.calibration):
+                finished.batch = number
+                if writers is not None:
+                    writers.batch(number)
+                work.replay.visit(trace, step.index)
+        return gathered
 
     def _solve_step(self, step: BlockRef, gathered: Collecting | None) -> list[Solved]:
         solved: list[Solved] = []
@@ -219,7 +236,7 @@ def hidden_error(streams: Streams, stack: str) -> tuple[float, float]:
 
 
 def text_inputs(sequences: Sequence[Tensor], encoder_decoder: bool) -> list[dict[str, Tensor]]:
-    """Model inputs from token ids, equal lengths batched up to 2,048 tokens, order kept.
+    """Model inputs from token ids, equal lengths batched up to 1,024 tokens, order kept.
 
     An encoder-decoder gets the first half of a sequence to read and the second half to predict.
     """
@@ -236,7 +253,7 @@ def text_inputs(sequences: Sequence[Tensor], encoder_decoder: bool) -> list[dict
     return [{"input_ids": i[:, :h], "decoder_input_ids": i[:, h:]} for i, h in zip(stacked, half, strict=True)]
 
 
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 1024
 
 
 def remove_work(path: Path) -> None:
