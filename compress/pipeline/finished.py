@@ -47,7 +47,8 @@ class Finished:
         self._done: list[str] = []
         self._inputs_bytes = 0
         self._kept: dict[tuple[str, int], _Played] = {}
-        self._calls: dict[int, tuple[Tensor, nn.Module, Tensor]] = {}  # by id; the output is held, so that its id is
+        # by the output's id; the output is held, so that no other tensor gets its id
+        self._calls: dict[int, tuple[Tensor, nn.Module, Tensor]] = {}
         self.batch: int | None = None
 
     def solved(self) -> None:
