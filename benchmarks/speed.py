@@ -24,7 +24,7 @@ from compress.core.opening import resolve
 from compress.pipeline.quantize import Hooks, make_streams, open_and_plan, quantize
 from compress.recipe import Recipe
 
-REPEATS, BLOCKS = 3, 15
+REPEATS, BLOCKS = 3, 10
 
 
 def first_blocks(folder: Path) -> Path:
