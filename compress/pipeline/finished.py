@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from compress.core.types import BlockRef, LayerRef
 from compress.pipeline.replay import Slot, fill_output, split_output
 
-KEEP_BYTES = 1 << 26  # inputs kept to save a pass, all batches together; past that the pass is made
+KEEP_BYTES = 1 << 28  # inputs kept to save a pass, all batches together; past that the pass is made
 
 
 @dataclass

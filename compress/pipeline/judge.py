@@ -18,7 +18,7 @@ from compress.pipeline.outside import Outside
 from compress.pipeline.replay import Replay, Trace
 from compress.pipeline.stream import Streams
 
-CHUNK_LOGITS = 8_000_000  # logits held per model: 32 MB in float32
+CHUNK_LOGITS = 2_000_000  # logits held per model: 8 MB in float32
 PROBE_TOKENS = 128
 
 

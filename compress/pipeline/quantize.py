@@ -140,6 +140,7 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     layers, blocks = stream.run(streams, outside)
     streams.calibration.clear()  # measuring needs the memory for two vocabularies
     streams.reference.clear()
+    device.release_memory()
     stages.done("compress")
     measurements = _measure(ready, streams, outside, store, journal, hooks)
     stages.done("measure")

@@ -165,7 +165,6 @@ class Stream:
             if work.writers is not None:
                 work.writers.forget(step)
             work.finished.solved()
-            release_memory()
         return solved
 
     def _gather(self, work: Solving, step: BlockRef) -> Collecting:
