@@ -68,17 +68,17 @@ class Checkpoint:
             return self.computed[param].dtype
         return self.entries[self.sources[param].keys[0]].dtype
 
-    def load(self, param: str) -> Tensor:
-        """One parameter as the model has it, in the dtype of the file. Raises ModelError for NaN, Inf, bad shapes."""
+    def load(self, param: str, dtype: torch.dtype | None = None) -> Tensor:
+        """One parameter as the model has it, in `dtype` or the file's. Raises ModelError for NaN, Inf, bad shapes."""
         if param in self.computed:
-            return self.computed[param].clone()
+            return self.computed[param].to(dtype or self.computed[param].dtype, copy=True)
         source = self.sources[param]
         expected = tuple(self.model.get_parameter(param).shape)
         tensor: Tensor
         if source.converter is None:
-            tensor = read_tensor(self.entries[source.keys[0]])
+            tensor = read_tensor(self.entries[source.keys[0]], dtype)
         else:
-            tensor = self._convert(param, source)
+            tensor = self._convert(param, source).to(dtype or self.dtype_of(param))
         if tuple(tensor.shape) != expected:
             raise ModelError(
                 f"{param} has shape {tuple(tensor.shape)} in {self.folder}, config.json asks for {expected}; "
@@ -103,7 +103,7 @@ class Checkpoint:
         module = self.model.get_submodule(prefix)
         for name, parameter in list(module.named_parameters()):
             if parameter.is_meta:
-                set_parameter(module, name, self.load(f"{prefix}.{name}").to(dtype))
+                set_parameter(module, name, self.load(f"{prefix}.{name}", dtype))
         self.fill_buffers(f"{prefix}.")
 
     def fill_buffers(self, prefix: str = "", without: tuple[str, ...] = ()) -> None:

@@ -12,6 +12,7 @@ import math
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from compress.core.errors import ModelError
 from compress.core.files import atomic_write
 
 MAX_HEADER = 100_000_000
+READ_BYTES = 1 << 24
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
@@ -110,19 +112,32 @@ def _natural(value: Any) -> int:
     return value
 
 
-def read_tensor(entry: TensorEntry) -> Tensor:
-    """One tensor in memory of its own. Raises ModelError when the file ends early."""
-    tensor = torch.empty(entry.shape, dtype=entry.dtype)
-    view = _bytes_of(tensor) if entry.nbytes else memoryview(b"")
-    done = 0
+def read_tensor(entry: TensorEntry, dtype: torch.dtype | None = None) -> Tensor:
+    """One tensor in memory of its own, in `dtype` if given: converted by pieces, so that no second copy of it is held.
+
+    Raises ModelError when the file ends early.
+    """
+    tensor = torch.empty(entry.shape, dtype=dtype or entry.dtype)
     with entry.path.open("rb", buffering=0) as file:
         file.seek(entry.offset)
-        while done < entry.nbytes:
-            count = file.readinto(view[done : done + (1 << 24)])
-            if not count:
-                raise ModelError(f"{entry.path} ended while reading; it was cut short by another program")
-            done += count
+        for part in torch.split(tensor.view(-1), READ_BYTES // entry.dtype.itemsize):
+            if part.dtype == entry.dtype:
+                _read_into(file, part, entry)
+            elif part.numel():
+                piece = torch.empty(part.shape, dtype=entry.dtype)
+                _read_into(file, piece, entry)
+                part.copy_(piece)
     return tensor
+
+
+def _read_into(file: FileIO, tensor: Tensor, entry: TensorEntry) -> None:
+    view = _bytes_of(tensor) if tensor.numel() else memoryview(b"")
+    done = 0
+    while done < len(view):
+        count = file.readinto(view[done:])
+        if not count:
+            raise ModelError(f"{entry.path} ended while reading; it was cut short by another program")
+        done += count
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from compress.pipeline.stream import Streams
 
 CHUNK_LOGITS = 2_000_000  # logits held per model: 8 MB in float32
 PROBE_TOKENS = 128
+PROBE_LOGITS = 8_000_000  # of the probe at most, 32 MB: fewer tokens where the vocabulary is large
 
 
 def kind_of(model: nn.Module) -> str:
@@ -75,9 +76,12 @@ def _chunks(model: nn.Module, trace: Trace) -> list[Tensor]:
     positions = torch.arange(ids.shape[1] - 1)
     if not _keeps_logits(model):
         return [positions] if len(positions) else []
-    vocabulary = int(getattr(model.config, "vocab_size", 1 << 17))
-    rows = max(1, CHUNK_LOGITS // (vocabulary * ids.shape[0]))
+    rows = max(1, CHUNK_LOGITS // (_vocabulary(model) * ids.shape[0]))
     return list(torch.split(positions, rows)) if len(positions) else []
+
+
+def _vocabulary(model: nn.Module) -> int:
+    return int(getattr(model.config, "vocab_size", 1 << 17))
 
 
 def _keeps_logits(model: nn.Module) -> bool:
@@ -112,10 +116,18 @@ def write_probe(path: Path, checkpoint: Checkpoint, structure: Structure, stream
         if kind_of(checkpoint.model) == "encoder":
             output = _first_tensor(replay.finish(trace))[:1, :PROBE_TOKENS]
         else:
-            output = logits_at(replay, trace, torch.arange(min(PROBE_TOKENS, _target_ids(trace).shape[1])))[:1]
+            chunks = _probed(checkpoint.model, trace)
+            output = torch.cat([logits_at(replay, trace, rows)[:1].clone() for rows in chunks], 1)
     tensors = {f"input.{name}": value[:1].clone() for name, value in trace.inputs.items()}
     named = {name: pending(tensor.contiguous()) for name, tensor in {**tensors, "output": output}.items()}
     write_file(path, named, {"model_class": type(checkpoint.model).__name__})
+
+
+def _probed(model: nn.Module, trace: Trace) -> list[Tensor]:
+    """The first positions, as many at once as logits may be held of all sequences of the batch."""
+    chunks = _chunks(model, trace)
+    count = max(1, min(PROBE_TOKENS, PROBE_LOGITS // _vocabulary(model)))
+    return list(torch.split(torch.cat(chunks)[:count], len(chunks[0])))
 
 
 def _first_tensor(output: Any) -> Tensor:

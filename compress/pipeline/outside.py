@@ -12,6 +12,7 @@ from torch import Tensor
 
 from compress.core.blocks import read_weight
 from compress.core.checkpoint import Checkpoint, fill_tied
+from compress.core.device import trim_memory
 from compress.core.numerics.affine import dequantize
 from compress.core.safetensors_file import Pending, pending, read_header, read_tensor, write_file
 from compress.core.types import LayerPlan, LayerRef, LayerResult, Plan, QTensor, Structure, torch_dtype
@@ -20,6 +21,7 @@ from compress.pipeline.solve import Job, solve
 from compress.pipeline.store import Store
 
 Which = Literal["original", "compressed"]
+DECODED_ROWS = 4096
 
 
 class Outside:
@@ -82,20 +84,20 @@ class Outside:
         self._path, self._entries = path, read_header(path)
         for name in self.names:
             if name not in self._vocabulary:
-                original = self.checkpoint.load(name).float()
+                original = self.checkpoint.load(name, torch.float32)
                 self._small["original"][name] = original
                 self._small["compressed"][name] = self._stored(name)
 
     def _stored(self, name: str) -> Tensor:
         if name in self.checkpoint.computed:
-            return self.checkpoint.load(name).float()
+            return self.checkpoint.load(name, torch.float32)
         if f"compress.{name}.codes" in self._entries:
             parts = {p: self._entries.get(f"compress.{name}.{p}") for p in ("codes", "scale", "zero")}
             tensors = {p: read_tensor(entry) for p, entry in parts.items() if entry is not None}
-            scheme, packed = (plan := self.plan.layers[self._layers[name].name]).scheme, plan.packed
-            weight = dequantize(QTensor(tensors["codes"], tensors["scale"].float(), tensors.get("zero"), scheme))
-            return weight if packed else weight.to(self.store.dtype).float()
-        return read_tensor(self._entries[self.store.key(name)]).float()
+            plan = self.plan.layers[self._layers[name].name]
+            q = QTensor(tensors["codes"], tensors["scale"].float(), tensors.get("zero"), plan.scheme)
+            return _decoded(q, torch.float32 if plan.packed else self.store.dtype)
+        return read_tensor(self._entries[self.store.key(name)], torch.float32)
 
     @contextmanager
     def installed(self, which: Which, vocabulary: bool) -> Iterator[None]:
@@ -115,9 +117,16 @@ class Outside:
 
     @contextmanager
     def vocabularies(self, which: tuple[Which, ...]) -> Iterator[Callable[[Which], None]]:
-        """Holds the vocabulary matrices of each of `which` in memory; the function installs one whole set."""
+        """Holds the vocabulary matrices of each of `which` in memory; the function installs one whole set.
+
+        A matrix that the compressed model keeps as it is in the file is held once.
+        """
         model = self.checkpoint.model
-        held = {w: {n: self._matrix(w, n) for n in sorted(self._vocabulary)} for w in which}
+        held: dict[Which, dict[str, Tensor]] = {w: {} for w in which}
+        for name in sorted(self._vocabulary):
+            for chosen in which:
+                known = held[which[0]].get(name) if self._same(name) else None
+                held[chosen][name] = self._matrix(chosen, name) if known is None else known
 
         def use(chosen: Which) -> None:
             for name, tensor in {**self._small[chosen], **held[chosen]}.items():
@@ -129,8 +138,23 @@ class Outside:
             for name in sorted(self._vocabulary):
                 fill_tied(model, name, torch.empty(model.get_parameter(name).shape, device="meta"))
 
+    def _same(self, name: str) -> bool:
+        coded = f"compress.{name}.codes" in self._entries
+        return not coded and self.checkpoint.dtype_of(name) == self.store.dtype
+
     def _matrix(self, which: Which, name: str) -> Tensor:
-        return self.checkpoint.load(name).float() if which == "original" else self._stored(name)
+        trim_memory()
+        return self.checkpoint.load(name, torch.float32) if which == "original" else self._stored(name)
+
+
+def _decoded(q: QTensor, through: torch.dtype) -> Tensor:
+    """The matrix of `q` in float32, as rounded to `through`; by rows, so that it is in memory once."""
+    decoded = torch.empty(q.codes.shape)
+    for start in range(0, len(decoded), DECODED_ROWS):
+        rows = slice(start, start + DECODED_ROWS)
+        part = QTensor(q.codes[rows], q.scale[rows], None if q.zero is None else q.zero[rows], q.scheme)
+        decoded[rows] = dequantize(part).to(through)
+    return decoded
 
 
 def _keep_codes(name: str, q: QTensor) -> dict[str, Pending]:

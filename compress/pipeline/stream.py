@@ -29,7 +29,7 @@ from torch import Tensor
 
 from compress.core.blocks import read_weight, steps_of
 from compress.core.checkpoint import Checkpoint, empty
-from compress.core.device import release_memory
+from compress.core.device import release_memory, trim_memory
 from compress.core.journal import Journal
 from compress.core.registry import load
 from compress.core.types import BlockRef, BlockResult, LayerPlan, LayerResult, Plan, Structure
@@ -170,6 +170,7 @@ class Stream:
     def _gather(self, work: Solving, step: BlockRef) -> Collecting:
         """The statistics of one step, with the steps before it compressed."""
         model, writers, finished = self.checkpoint.model, work.writers, work.finished
+        trim_memory()
         with work.around(), collecting(model, step, self.make, writers) as gathered, finished.playing():
             for number, trace in enumerate(work.calibration):
                 finished.batch = number
@@ -180,6 +181,7 @@ class Stream:
 
     def _solve_step(self, step: BlockRef, gathered: Collecting | None) -> list[Solved]:
         solved: list[Solved] = []
+        trim_memory()
         for stack in gathered.inputs() if gathered is not None else [[layer] for layer in step.layers]:
             stats = gathered.take(stack[0]) if gathered is not None else None
             jobs = [

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from compress.core import safetensors_file
 from compress.core.errors import ModelError
 from compress.core.safetensors_file import from_entry, pending, read_header, read_tensor, write_file
 
@@ -77,6 +78,19 @@ def test_we_read_and_copy_what_the_library_writes(specs: dict[str, tuple[torch.d
         copied = load_file(ours)
     assert found.keys() == tensors.keys() == copied.keys()
     assert all(same(found[name], tensors[name]) and same(copied[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32, torch.int32])
+@pytest.mark.parametrize("wanted", [torch.float32, torch.bfloat16, None])
+def test_reading_by_pieces_in_another_dtype(
+    stored: torch.dtype, wanted: torch.dtype | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(safetensors_file, "READ_BYTES", 64)
+    tensors = {"odd": (torch.randn(13, 7) * 50).to(stored), "one": torch.tensor(3.0).to(stored)}
+    tensors["none"] = torch.empty(0, 4, dtype=stored)
+    write_file(tmp_path / "x", {name: pending(tensor) for name, tensor in tensors.items()})
+    for name, entry in read_header(tmp_path / "x").items():
+        assert same(read_tensor(entry, wanted), tensors[name].to(wanted or stored))
 
 
 @settings(max_examples=40, deadline=None)
