@@ -59,7 +59,7 @@ ISA_FLAGS = {
 }
 # glibc malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
-MMAP_FROM_BYTES = 1 << 24
+MMAP_FROM_BYTES = 1 << 23
 TRIM_FROM_BYTES = 1 << 30
 
 
@@ -168,7 +168,7 @@ def trim_memory() -> None:
 
 
 def tune_allocator() -> None:
-    """Keep freed tensors of up to 16 MiB for the next one, in one place, until `trim_memory` is called.
+    """Keep freed tensors of up to 8 MiB for the next one, in one place, until `trim_memory` is called.
 
     Mapping every tensor anew costs a page fault for each of its pages: a fifth of the time of a run. Keeping them
     costs no memory that the same step would not take again, and the loop trims after every step, so the peak does
