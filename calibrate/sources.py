@@ -64,11 +64,17 @@ def load(request: Request, tokenizer: Any) -> Corpus:
         return _from_folder(path, request, tokenizer)
     if path.is_file():
         return _from_file(path, name, request, tokenizer)
+    hub = HUB_NAME.fullmatch(name) and path.suffix.lower() not in SUFFIXES and not name.startswith(".")
+    if path.exists() or not hub:
+        raise missing(path, name)
+    return _from_table(arrow.read_hub(name, request.chars), "hub", request, tokenizer)
+
+
+def missing(path: Path, name: str) -> DataError:
+    """What to say when `path`, which the user typed as `name`, is no file and no folder."""
     if path.exists():
-        raise DataError(f"{name} is neither a file nor a folder; give one of those, or a hub name")
-    if HUB_NAME.fullmatch(name) and path.suffix.lower() not in SUFFIXES and not name.startswith("."):
-        return _from_table(arrow.read_hub(name, request.chars), "hub", request, tokenizer)
-    raise DataError(f"there is no file or folder {name}; {_suggest(path)}")
+        return DataError(f"{name} is neither a file nor a folder; give one of those, or a hub name")
+    return DataError(f"there is no file or folder {name}; {_suggest(path)}")
 
 
 def _plenty(request: Request) -> int:

@@ -8,6 +8,7 @@ from compress.core.types import RunRecord, TokenSet
 from compress.measure.bench import run_bench
 from compress.measure.settings import BenchSettings
 from compress.pipeline import quantize as stage
+from compress.pipeline.hooks import Hooks
 from compress.recipe import Recipe
 
 __all__ = ["bench", "quantize"]
@@ -30,7 +31,7 @@ def quantize(
     VerificationError when the written file does not agree with the compressed model.
     """
     recipe = model if isinstance(model, Recipe) else Recipe.build(model=model, out=out, bits=bits, data=data)
-    hooks = stage.Hooks(report=progress) if progress else stage.Hooks()
+    hooks = Hooks(report=progress) if progress else Hooks()
     return stage.quantize(recipe, overwrite, hooks)
 
 

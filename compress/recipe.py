@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -12,12 +12,41 @@ from compress.core.errors import RecipeError
 from compress.core.types import BITS
 
 DEMO = "demo"
+EVAL_DOCUMENTS, EVAL_ROWS = 16, 500  # held out for measuring: documents of text, labelled rows
 
 
-class Recipe(BaseModel):
-    """What to do to which model with which data. Unknown keys are refused."""
+class _Settings(BaseModel):
+    """Settings of one command. Unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def build(cls, **settings: Any) -> Self:
+        """A recipe from keyword settings. Raises RecipeError with one readable sentence."""
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"][:1])
+            said = first["msg"].removeprefix("Value error, ")
+            if not said.startswith("--"):
+                said = f"{where}: {said} (given: {first['input']!r})"
+            raise RecipeError(said) from None
+
+    @classmethod
+    def read(cls, path: str | Path, **overrides: Any) -> Self:
+        """A recipe from a YAML file, with settings given on the command line on top."""
+        try:
+            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RecipeError(f"recipe {path} cannot be read: {error}") from None
+        if not isinstance(loaded, dict):
+            raise RecipeError(f"recipe {path} holds a {type(loaded).__name__}; it must hold 'name: value' lines")
+        return cls.build(**{**loaded, **overrides})
+
+
+class Recipe(_Settings):
+    """What `compress quantize` does to which model with which data."""
 
     model: str = Field(DEMO, description="folder, hub id, .gguf file, or 'demo'")
     out: str = Field("", description="output folder; default: MODEL's name and the bits")
@@ -34,7 +63,11 @@ class Recipe(BaseModel):
     text_column: str | None = Field(None, description="column that holds the text")
     samples: int = Field(64, ge=1, description="calibration sequences")
     seq_len: int = Field(512, ge=8, description="tokens per sequence")
-    eval_samples: int = Field(16, ge=0, description="held-out documents; 0 measures nothing")
+    eval_samples: int | None = Field(
+        None, ge=0, description="held-out documents or rows; 0 measures nothing; default: 16 documents, 500 rows"
+    )
+    task: str = Field("auto", description="what the model is for; auto: its class")
+    columns: dict[str, str] = Field(default_factory=dict, description="role -> column, where usual names do not fit")
     seed: int = Field(0, ge=0, description="seed of every random choice")
     generate: int = Field(3, ge=0, description="sample texts written by both models")
 
@@ -59,26 +92,32 @@ class Recipe(BaseModel):
             raise ValueError(f"--group-size {value} is out of range; use 16 to 256, -1 for the whole row, or auto")
         return value
 
-    @classmethod
-    def build(cls, **settings: Any) -> Recipe:
-        """A recipe from keyword settings. Raises RecipeError with one readable sentence."""
-        try:
-            return cls(**settings)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"][:1])
-            said = first["msg"].removeprefix("Value error, ")
-            if not said.startswith("--"):
-                said = f"{where}: {said} (given: {first['input']!r})"
-            raise RecipeError(said) from None
 
-    @classmethod
-    def read(cls, path: str | Path, **overrides: Any) -> Recipe:
-        """A recipe from a YAML file, with settings given on the command line on top."""
-        try:
-            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RecipeError(f"recipe {path} cannot be read: {error}") from None
-        if not isinstance(loaded, dict):
-            raise RecipeError(f"recipe {path} holds a {type(loaded).__name__}; it must hold 'name: value' lines")
-        return cls.build(**{**loaded, **overrides})
+class TuneRecipe(_Settings):
+    """What `compress tune` makes of which model with which data."""
+
+    model: str = Field(description="folder, hub id or .gguf file")
+    data: str = Field(description="rows with labels: file, folder or hub name")
+    out: str = Field("", description="output folder; default: MODEL's name and the task")
+    task: str = Field("auto", description="what the model is for; auto: its architecture, else the columns")
+    columns: dict[str, str] = Field(default_factory=dict, description="role -> column, where usual names do not fit")
+    strict: bool = Field(False, description="refuse broken BIO tags instead of repairing them")
+
+    method: str = Field("full", description="how the model is adapted")
+    epochs: int = Field(3, ge=1, description="passes over the training rows, at most")
+    learning_rate: float | None = Field(None, gt=0, description="highest step size; default: the method's")
+    batch_size: int = Field(16, ge=1, description="rows per forward pass")
+    accumulate: int = Field(1, ge=1, description="forward passes per step")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the step size grows")
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field("linear", description="step size")
+    patience: int = Field(2, ge=0, description="epochs without a better validation score; 0: never stop early")
+    max_length: int = Field(256, ge=8, description="tokens of a row; the rest is cut off")
+    resample: Literal["none", "weights"] = Field("none", description="what is done about rare classes")
+    bf16: bool = Field(False, description="compute in bfloat16")
+    checkpointing: bool = Field(False, description="less memory, more time")
+    seed: int = Field(0, ge=0, description="seed of every random choice")
+
+    threads: int = Field(0, ge=0, description="torch threads; 0: physical cores")
+    allow_pickle: bool = Field(False, description="open .bin weights (loaded with weights_only=True)")
+    trust_remote_code: bool = Field(False, description="run model code from the repository")

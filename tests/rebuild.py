@@ -21,7 +21,8 @@ from compress.core.blocks import find_structure, steps_of, write_weight
 from compress.core.numerics.affine import dequantize
 from compress.core.numerics.packing import unpack_int32, unpack_zero
 from compress.core.types import LayerRef, QTensor, RunRecord, Scheme, Structure
-from compress.pipeline.quantize import Hooks, quantize
+from compress.pipeline.hooks import Hooks
+from compress.pipeline.quantize import quantize
 from compress.recipe import Recipe
 from tests.tiny import AUTO, CORPUS
 

@@ -32,6 +32,7 @@ VERBOSE = typer.Option(False, "--verbose", "-v", help="Show tracebacks and warni
 MODEL = typer.Argument(
     None, help="Folder, hub id or .gguf file. Left out: the built-in demo model.", show_default=False
 )
+COLUMNS = typer.Option(None, metavar="ROLE=COLUMN", help="Columns of labelled data, where names are unusual.")
 
 
 class Command(TyperCommand):
@@ -52,6 +53,19 @@ def summary(doc: str | None) -> str:
     """The help of a command from the docstring of its file: what follows "`compress verb`: ", as a sentence."""
     said = (doc or "").partition("`: ")[2].strip()
     return said[:1].upper() + said[1:]
+
+
+def roles(columns: list[str] | None) -> dict[str, str] | None:
+    """role -> column of every --columns. Raises RecipeError for one without both."""
+    from compress.core.errors import RecipeError
+
+    if not columns:
+        return None
+    pairs = [item.partition("=") for item in columns]
+    for item, (role, _, name) in zip(columns, pairs, strict=True):
+        if not role or not name:
+            raise RecipeError(f"--columns {item!r} must look like ROLE=COLUMN")
+    return {role: name for role, _, name in pairs}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ EXAMPLES = _run.epilog(
     "compress quantize ./my-model --data reviews.csv --text-column body",
     "compress quantize org/name --bits 3 --group-size 64 --out small",
     "compress quantize ./my-model --bits 8 --embeddings int8 --json > record.json",
+    "compress quantize ./tuned --bits 8            # tuned by compress: judged on its own held-out rows",
 )
 OPTION = typer.Option(None, metavar="NAME=VALUE", help="Setting of the method, see below; repeatable.")
 
@@ -55,7 +56,11 @@ def command(
     text_column: str | None = typer.Option(None, help="Column that holds the text [default: guessed]."),
     samples: int | None = typer.Option(None, help="Calibration sequences [default: 64]."),
     seq_len: int | None = typer.Option(None, help="Tokens per sequence [default: 512]."),
-    eval_samples: int | None = typer.Option(None, help="Held-out documents; 0 measures nothing [default: 16]."),
+    task: str | None = typer.Option(None, help="What the model is for [default: auto, by its class]."),
+    columns: list[str] | None = _run.COLUMNS,
+    eval_samples: int | None = typer.Option(
+        None, help="Held-out documents or labelled rows; 0 measures nothing [default: 16 documents, 500 rows]."
+    ),
     seed: int | None = typer.Option(None, help="Seed of every random choice [default: 0]."),
     generate: int | None = typer.Option(None, help="Sample texts by both models [default: 3]."),
     threads: int | None = typer.Option(None, help="Torch threads; 0 takes the physical cores [default: 0]."),
@@ -76,15 +81,16 @@ def command(
     given = {name: value for name, value in locals().items() if name not in NOT_SETTINGS}
     output = _run.Output(json, quiet, verbose, resumes=True)
     with _run.errors_as_sentences(output):
-        made = build_recipe(given, recipe, option or [])
-        from compress.pipeline.quantize import Hooks, quantize
+        made = build_recipe(given | {"columns": _run.roles(columns)}, recipe, option or [])
+        from compress.pipeline.hooks import Hooks
+        from compress.pipeline.quantize import quantize
 
         with _run.Bars(output) as bars:
             record = quantize(made, overwrite, Hooks(bars.report, bars.say))
         _run.show(record, output)
 
 
-NOT_SETTINGS = {"json", "quiet", "verbose", "overwrite", "recipe", "option"}
+NOT_SETTINGS = {"json", "quiet", "verbose", "overwrite", "recipe", "option", "columns"}
 
 
 def build_recipe(given: dict[str, Any], recipe: str | None, options: list[str]) -> Any:

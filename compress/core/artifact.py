@@ -94,7 +94,8 @@ def companions(source: Path, out: Path) -> list[Path]:
     Left out: what is written anew, hidden files, and outputs of this program that lie in the folder, `out` among them.
     """
     found = []
-    foreign = {out.resolve()} | {path.parent.parent.resolve() for path in source.rglob(str(JOURNAL))}
+    foreign = {path.parent.parent.resolve() for path in source.rglob(str(JOURNAL))} - {source.resolve()}
+    foreign.add(out.resolve())
     for path in sorted(source.rglob("*")):
         relative = path.relative_to(source)
         skip = path.suffix in _WEIGHTS or str(relative) in _WRITTEN or relative.name.endswith(".index.json")

@@ -14,6 +14,7 @@ HOMES = {
     "method": ("compress.methods", "METHOD"),
     "format": ("export.formats", "FORMAT"),
     "collector": ("calibrate.collectors", "COLLECTOR"),
+    "task": ("compress.core.tasks", "TASK"),
 }
 
 
@@ -30,7 +31,7 @@ def files(kind: str) -> dict[str, Path]:
 
 
 def load(kind: str, name: str) -> Any:
-    """The plug-in `name` of `kind` (`method`, `format`, `collector`).
+    """The plug-in `name` of `kind` (`method`, `format`, `collector`, `task` ...).
 
     Raises UsageError with the known names when there is no such file.
     """

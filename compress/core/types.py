@@ -297,6 +297,7 @@ class RunRecord:
     """Everything a report is made from. Plain data; `compress.report.record` reads and writes it as JSON.
 
     model: name, architecture, parameters, bytes, blocks, dtype. data: calibration and held-out cards.
+    training: the history of `tune`, see compress.train.loop.
     stages: seconds by stage. environment: versions, cpu, threads. reproduce: the command line.
     """
 
@@ -311,6 +312,7 @@ class RunRecord:
     measurements: tuple[Measurement, ...] = ()
     verified: tuple[dict[str, Any], ...] = ()
     generations: tuple[Generation, ...] = ()
+    training: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     stages: dict[str, float] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)

@@ -8,27 +8,20 @@ tokens of one document are not independent, and both models saw the same documen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.core.errors import CompressError, DataError, ModelError
+from compress.core.numerics.bootstrap import CONFIDENCE, Array, bootstrap
 from compress.core.types import Measurement
-
-Array = NDArray[np.float64]
-Bound = tuple[float | None, float | None]
 
 Score = TypeVar("Score", "DocumentScore", "HiddenScore")
 
-CONFIDENCE = 0.95
-RESAMPLES = 4000
-RESAMPLE_BATCH = 250  # resamples drawn at once: (250, documents) int64
 BLOCK_ELEMENTS = 1 << 20  # logits compared at once: 4 MiB an array in float32
 MAX_NLL = 700.0  # nats a token: exp of more is no float64
 
@@ -147,7 +140,7 @@ def summarise(scores: Sequence[DocumentScore], subject: str, seed: int = 0) -> l
         )
         return np.stack(columns, axis=1)
 
-    values, bounds = _bootstrap(sums, figures, seed)
+    values, bounds = bootstrap(sums, figures, seed)
     detail = {"tokens": int(sums[:, 0].sum()), "interval": "paired bootstrap over documents, 95 %"}
     names = (
         ("original", "perplexity", ""),
@@ -168,7 +161,7 @@ def summarise_hidden(scores: Sequence[HiddenScore], subject: str, seed: int = 0)
     if not merged:
         raise DataError("no held-out position was compared; give at least one document of one token")
     sums = np.array([(s.n, s.cosine) for s in merged], dtype=np.float64)
-    values, bounds = _bootstrap(sums, lambda totals: totals[:, 1:] / totals[:, :1], seed)
+    values, bounds = bootstrap(sums, lambda totals: totals[:, 1:] / totals[:, :1], seed)
     detail = {"tokens": int(sums[:, 0].sum()), "interval": "paired bootstrap over documents, 95 %"}
     return Measurement(subject, "hidden_cosine", "cosine", float(values[0]), *bounds[0], len(merged), detail)
 
@@ -192,45 +185,6 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float | None, floa
             break
         below = k
     return (median, None, None) if below < 0 else (median, ordered[below], ordered[n - 1 - below])
-
-
-def _bootstrap(sums: Array, figures: Callable[[Array], Array], seed: int) -> tuple[Array, list[Bound]]:
-    """Figures of all documents together, and their 95 % bounds over resampled documents.
-
-    sums: (D, k) by document. figures: (R, k) totals -> (R, m). The percentiles are widened for few
-    documents ("expanded percentile", Hesterberg 2015, The American Statistician 69(4), section 3.4):
-    the plain bootstrap is too narrow by sqrt((D-1)/D) and by normal instead of t tails.
-    """
-    documents = len(sums)
-    values = figures(sums.sum(axis=0, keepdims=True))[0]
-    if documents < 2:
-        return values, [(None, None)] * len(values)
-    draw = np.random.default_rng(seed)
-    weights = np.full(documents, 1 / documents)
-    drawn = [
-        figures(draw.multinomial(documents, weights, size=RESAMPLE_BATCH).astype(np.float64) @ sums)
-        for _ in range(RESAMPLES // RESAMPLE_BATCH)
-    ]
-    tail = NormalDist().cdf(-math.sqrt(documents / (documents - 1)) * _t_quantile(documents - 1))
-    low, high = np.quantile(np.concatenate(drawn), (tail, 1 - tail), axis=0)
-    return values, [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
-
-
-def _t_quantile(freedom: int) -> float:
-    """Student's t at 97.5 %: exact for 1 and 2, else Abramowitz and Stegun 26.7.5, off by under 0.2 %."""
-    p = (1 + CONFIDENCE) / 2
-    if freedom == 1:
-        return math.tan(math.pi * (p - 0.5))
-    if freedom == 2:
-        return (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
-    z = NormalDist().inv_cdf(p)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + math.fsum(term / freedom**power for power, term in enumerate(terms, 1))
 
 
 def _exp(values: Array) -> Array:

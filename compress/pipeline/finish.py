@@ -19,7 +19,7 @@ from compress.pipeline.inputs import load_tokenizer
 from compress.pipeline.store import Store
 from compress.pipeline.stream import Report, remove_work
 from compress.plan.uniform import all_layers
-from compress.recipe import Recipe
+from compress.recipe import Recipe, TuneRecipe
 from compress.report import html, terminal
 from compress.report import record as records
 from export.formats.compressed_tensors import FORMAT
@@ -112,20 +112,23 @@ def write_readme(out: Path, name: str, plan: Plan, notes: tuple[str, ...]) -> No
     atomic_write(out / "README.md", ["\n".join(lines).encode() + b"\n"])
 
 
-def command_line(recipe: Recipe, out: Path) -> str:
+def command_line(recipe: Recipe | TuneRecipe, out: Path) -> str:
     """The command that makes this artifact again, with every setting that is not the default."""
-    words = ["compress", "quantize", *([] if recipe.model == "demo" else [recipe.model])]
+    verb = "quantize" if isinstance(recipe, Recipe) else "tune"
+    words = ["compress", verb, *([] if recipe.model == "demo" else [recipe.model])]
     for name, info in type(recipe).model_fields.items():
         value = getattr(recipe, name)
-        if name in ("model", "out", "options") or value == info.default:
+        if name in ("model", "out") or isinstance(value, dict) or value == info.default:
             continue
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             words += [f"--{flag}", str(value)]
-    for key, value in recipe.options.items():
-        words += ["--option", f"{key}={value}"]
+    named = {"--option": recipe.options} if isinstance(recipe, Recipe) else {"--columns": recipe.columns}
+    for flag, values in named.items():
+        for key, value in values.items():
+            words += [flag, f"{key}={value}"]
     return shlex.join([*words, "--out", str(out)])
 
 

@@ -17,6 +17,7 @@ from compress.measure.quality import DocumentScore, HiddenScore, score_chunk, sc
 from compress.pipeline.outside import Outside
 from compress.pipeline.replay import Replay, Trace
 from compress.pipeline.stream import Streams
+from compress.pipeline.task_text import TaskScores, TaskText
 
 CHUNK_LOGITS = 2_000_000  # logits held per model: 8 MB in float32
 PROBE_TOKENS = 128
@@ -61,6 +62,22 @@ def judge(
                 for row, number in enumerate(numbers):
                     scores.append(score_chunk(number, a[row], b[row], targets[row]))
     return summarise(scores, subject)
+
+
+def judge_task(
+    checkpoint: Checkpoint, structure: Structure, streams: Streams, outside: Outside, text: TaskText, subject: str
+) -> list[Measurement]:
+    """The task's own figures of both models on held-out rows. Memory: the outputs of all rows, no vocabulary."""
+    found: list[dict[int, Tensor]] = []
+    with Replay(checkpoint.model, structure.blocks) as replay:
+        for which, traces in (("original", streams.original), ("compressed", streams.compressed)):
+            outputs: dict[int, Tensor] = {}
+            with outside.installed(which, vocabulary=False):  # type: ignore[arg-type]
+                for batch, trace in zip(text.heldout_batches, traces, strict=True):
+                    logits = replay.finish(trace).logits.float()
+                    outputs |= {number: logits[i].clone() for i, number in enumerate(batch)}
+            found.append(outputs)
+    return TaskScores(text, found[0], found[1]).measurements(subject)
 
 
 def _rows(trace: Trace) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from compress.core.fingerprint import Fingerprint, file_sha256
 from compress.core.journal import Journal
 from compress.core.opening import Opened, resolve
 from compress.core.registry import load
+from compress.core.task import Context
 from compress.core.types import (
     LayerRef,
     LayerResult,
@@ -26,44 +25,20 @@ from compress.core.types import (
     RunRecord,
     Scheme,
     Structure,
-    TokenSet,
     torch_dtype,
 )
 from compress.measure.size import bits_per_weight, weight_bytes
 from compress.pipeline import finish, inputs, judge
+from compress.pipeline.hooks import Hooks, Stages
+from compress.pipeline.labelled import read_labelled, wanted_rows
 from compress.pipeline.outside import Outside
 from compress.pipeline.replay import Trace
 from compress.pipeline.store import Store
-from compress.pipeline.stream import Report, Stream, Streams, needs_of, text_inputs
+from compress.pipeline.stream import Stream, Streams, needs_of, text_inputs
+from compress.pipeline.task_text import TaskText, prepared, task_text
 from compress.plan import uniform
-from compress.recipe import Recipe
+from compress.recipe import EVAL_DOCUMENTS, EVAL_ROWS, Recipe
 from export.formats.compressed_tensors import FORMAT
-
-
-def _silent(*_: object) -> None:
-    return None
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """How the stage talks: `report(stage, done, total)` for progress, `say(sentence)` for notes."""
-
-    report: Report = _silent
-    say: Callable[[str], None] = _silent
-
-
-@dataclass
-class Stages:
-    """Seconds by stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    _last: float = field(default_factory=time.perf_counter)
-
-    def done(self, name: str) -> None:
-        """Book the time since the last call under `name`."""
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now
 
 
 @dataclass(frozen=True)
@@ -76,6 +51,7 @@ class Prepared:
     structure: Structure
     plan: Plan
     data: PreparedData | None
+    text: TaskText | None
     dtype: str
     environment: dict[str, Any]
     notes: tuple[str, ...]
@@ -183,15 +159,15 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
         recipe, structure, uniform.Rules(FORMAT.caps, FORMAT.scale_grid, _refuses(checkpoint)), dtype
     )
     notes = [*opened.notes, *plan.notes, *([structure.generic] if structure.generic else [])]
-    data = None
+    data, text = None, None
     reads = method.needs(method.options(**options))
-    if (reads or recipe.eval_samples) and (because := _cannot_stream(checkpoint, structure)):
+    if (reads or recipe.eval_samples != 0) and (because := _cannot_stream(checkpoint, structure)):
         notes.append(because)
-    elif reads or recipe.eval_samples:
-        data = _data(recipe, opened, checkpoint)
+    elif reads or recipe.eval_samples != 0:
+        data, text = _data(recipe, opened, checkpoint)
         notes += data.card.get("warnings", [])
     environment = device.environment()
-    return Prepared(recipe, opened, checkpoint, structure, plan, data, dtype, environment, tuple(notes))
+    return Prepared(recipe, opened, checkpoint, structure, plan, data, text, dtype, environment, tuple(notes))
 
 
 def _refuses(checkpoint: Checkpoint) -> uniform.Refuses:
@@ -219,19 +195,26 @@ def _cannot_stream(checkpoint: Checkpoint, structure: Structure) -> str | None:
     return None
 
 
-def _data(recipe: Recipe, opened: Opened, checkpoint: Checkpoint) -> PreparedData:
+def _data(recipe: Recipe, opened: Opened, checkpoint: Checkpoint) -> tuple[PreparedData, TaskText | None]:
+    """Token sets, and the same as rows of a task where the model has one and the data has labels for it."""
     tokenizer = inputs.load_tokenizer(opened.folder, recipe.trust_remote_code)
     limit = inputs.longest_sequence(checkpoint.config)
+    if (wanted := wanted_rows(recipe, opened.folder, checkpoint.config)) is not None:
+        labelled = read_labelled(wanted.rows, checkpoint.config.architectures or [])
+        context = Context(tokenizer, labelled.columns, labelled.labels, min(wanted.max_length, limit))
+        held = EVAL_ROWS if recipe.eval_samples is None else recipe.eval_samples
+        text = task_text(labelled, context, recipe.samples * recipe.seq_len, held, recipe.seed)
+        return prepared(text, labelled, context.max_length), text
     settings = DataSettings(
         data=recipe.data,
         text_column=recipe.text_column,
         samples=recipe.samples,
         seq_len=min(recipe.seq_len, limit),
-        eval_samples=recipe.eval_samples,
+        eval_samples=EVAL_DOCUMENTS if recipe.eval_samples is None else recipe.eval_samples,
         seed=recipe.seed,
     )
     embedding = checkpoint.model.get_input_embeddings()
-    return prepare(settings, tokenizer, int(embedding.weight.shape[0]))
+    return prepare(settings, tokenizer, int(embedding.weight.shape[0])), None
 
 
 def make_streams(ready: Prepared) -> Streams:
@@ -240,12 +223,14 @@ def make_streams(ready: Prepared) -> Streams:
         return Streams([], [], [], [])
     pairs = bool(getattr(ready.checkpoint.config, "is_encoder_decoder", False))
 
-    def traces(tokens: TokenSet) -> list[Trace]:
-        return [Trace(inputs) for inputs in text_inputs(tokens.sequences, pairs)]
+    def traces(calibration: bool) -> list[Trace]:
+        assert ready.data is not None
+        tokens = ready.data.calibration if calibration else ready.data.heldout
+        made = text_inputs(tokens.sequences, pairs) if ready.text is None else ready.text.inputs(calibration)
+        return [Trace(inputs) for inputs in made]
 
-    calibration, held = ready.data.calibration, ready.data.heldout
     compared = any("drift" in needs_of(plan) for plan in ready.plan.layers.values())
-    return Streams(traces(calibration), traces(calibration) if compared else [], traces(held), traces(held))
+    return Streams(traces(True), traces(True) if compared else [], traces(False), traces(False))
 
 
 def fingerprint(ready: Prepared, threads: int) -> Fingerprint:
@@ -292,6 +277,8 @@ def _measure(
         hooks.report("measuring", 0, 1)
         name = str(store.work.parent.parent)
         found = judge.judge(ready.checkpoint, ready.structure, streams, outside, name, ready.data.heldout)
+        if ready.text is not None:
+            found = [*judge.judge_task(ready.checkpoint, ready.structure, streams, outside, ready.text, name), *found]
         judge.write_probe(store.work / "probe.safetensors", ready.checkpoint, ready.structure, streams, outside)
         hooks.report("measuring", 1, 1)
     journal.append("measured", measurements=[asdict(m) for m in found])

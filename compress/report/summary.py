@@ -14,6 +14,7 @@ ORIGINAL = "original"
 QUALITY = ("bytes", "bits_per_weight", "perplexity", "kl", "top1_agreement", "hidden_cosine")
 SPEED = ("prefill_tokens_per_s", "decode_tokens_per_s", "latency_ms", "peak_rss_bytes")
 HEADLINE = ("bytes", "bits_per_weight", "perplexity", "kl", "top1_agreement", "hidden_cosine", *SPEED)
+CHANGE = "_change"  # after the name of a score: the compressed model's minus the original's, paired by row
 PARTS = ("Embedding", "Attention", "MLP", "Head", "Other layers")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query", "key", "value")
 _MLP = ("gate", "up", "down", "fc", "mlp", "ffn", "wi", "wo")
@@ -44,6 +45,32 @@ class RoleRow:
     error: float
     worst: float
     fallbacks: int
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training rows: mean of the logged losses, validation scores, whether the model is of it."""
+
+    epoch: float
+    loss: float
+    scores: dict[str, float]
+    kept: bool
+
+
+def epochs(record: RunRecord) -> list[Epoch]:
+    """The epochs of a run that trained, oldest first."""
+    found: list[Epoch] = []
+    losses: list[float] = []
+    for line in record.training.get("lines", []):
+        if "loss" in line:
+            losses.append(float(line["loss"]))
+            continue
+        scores = {name: float(v) for name, v in line.items() if name not in ("step", "epoch")}
+        if scores:
+            loss = sum(losses) / len(losses) if losses else math.nan
+            found.append(Epoch(float(line["epoch"]), loss, scores, line["step"] == record.training.get("best")))
+            losses = []
+    return found
 
 
 def subjects(record: RunRecord) -> list[str]:
@@ -93,7 +120,8 @@ def names_present(record: RunRecord, names: tuple[str, ...]) -> list[str]:
 def other_names(record: RunRecord) -> list[str]:
     """Measurement names that no standard table shows (task metrics, say)."""
     known = {*HEADLINE, "perplexity_ratio", "seconds"}
-    return list(dict.fromkeys(m.name for m in record.measurements if m.name not in known))
+    names = dict.fromkeys(m.name for m in record.measurements if m.name not in known)
+    return [name for name in names if not name.endswith(CHANGE)]
 
 
 def total_bytes(record: RunRecord) -> tuple[float | None, float | None]:
@@ -116,7 +144,7 @@ def headline(record: RunRecord) -> list[Figure]:
         figures.append(Figure("Size", words.size(before), words.size(after), "", note))
     elif before is not None:
         figures.append(Figure("Size", "", words.size(before), "", ""))
-    for name in HEADLINE[1:]:
+    for name in (*other_names(record), *HEADLINE[1:]):
         figure = _figure(record, name)
         if figure:
             figures.append(figure)
@@ -140,6 +168,8 @@ def _figure(record: RunRecord, name: str) -> Figure | None:
     before = "" if ours is None or base is None or against_itself else words.amount(name, base.median, base.unit)
     if name == "perplexity" and (ratio := find(record, target(record), "perplexity_ratio")):
         notes = [f"{words.TIMES}{words.amount('perplexity_ratio', ratio.median)} {words.interval(ratio)}".strip()]
+    elif moved := find(record, target(record), f"{name}{CHANGE}"):
+        notes.append(f"{words.points(moved.median)} {words.interval(moved)}".strip())
     elif name in SPEED and ours and base and base.median > 0 and ours.median > 0:
         notes.append(change(name, base, ours))
     label = words.LABELS.get(name, name)
@@ -149,13 +179,15 @@ def _figure(record: RunRecord, name: str) -> Figure | None:
 
 def basis(record: RunRecord) -> str:
     """What the intervals rest on, as a sentence; empty when there are none."""
-    judged = [m for m in record.measurements if m.name in QUALITY[2:] and words.finite(m.low) and m.n > 1]
+    names = (*other_names(record), *QUALITY[2:])
+    judged = [m for m in record.measurements if m.name in names and words.finite(m.low) and m.n > 1]
     if not judged:
         has_any = any(words.finite(m.low) for m in record.measurements)
         return "Brackets are 95 % intervals." if has_any else ""
     tokens = judged[0].detail.get("tokens")
+    what = "held-out row" if record.data.get("task") else "held-out document"
     more = f", {words.plural(tokens, 'token')}" if isinstance(tokens, int) else ""
-    return f"Brackets are 95 % intervals over {words.plural(judged[0].n, 'held-out document')}{more}."
+    return f"Brackets are 95 % intervals over {words.plural(judged[0].n, what)}{more}."
 
 
 def best(record: RunRecord) -> list[Figure]:

@@ -46,6 +46,7 @@ def _page(record: RunRecord, width: int) -> RenderableType:
         _subjects(record, (*summary.QUALITY, *summary.other_names(record)), "Quality", width),
         _subjects(record, summary.SPEED, "Speed", width),
         Text(f"\n{summary.basis(record)}", style=DIM) if _many(record) else None,
+        _training(record),
         _roles(record, width),
         _worst(record, width),
         _fallbacks(record),
@@ -147,6 +148,23 @@ _HEADINGS = {
     "latency_ms": "latency ms",
     "peak_rss_bytes": "peak memory",
 }
+
+
+def _training(record: RunRecord) -> RenderableType | None:
+    """Loss and validation score, an epoch a line; the kept one is marked."""
+    rows = summary.epochs(record)
+    if not rows:
+        return None
+    names = [name for name in rows[0].scores if all(name in row.scores for row in rows)]
+    scores = [(words.LABELS.get(name, name), True) for name in names]
+    table = _table(("epoch", True), ("loss", True), *scores, ("", False))
+    for row in rows:
+        cells = [words.amount(name, row.scores[name], "fraction") for name in names]
+        table.add_row(
+            *(Text(cell) for cell in (words.number(row.epoch), words.number(row.loss, 3), *cells)),
+            Text("kept" if row.kept else "", style=GOOD),
+        )
+    return _section("Training (scores of validation rows)", table)
 
 
 def _roles(record: RunRecord, width: int) -> RenderableType | None:

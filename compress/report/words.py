@@ -27,6 +27,9 @@ LABELS = {
     "kl": "KL to the original",
     "top1_agreement": "top-1 agreement",
     "hidden_cosine": "hidden-state cosine",
+    "accuracy": "accuracy",
+    "f1_macro": "macro F1",
+    "entity_f1": "entity F1",
     "prefill_tokens_per_s": "prefill",
     "decode_tokens_per_s": "decode",
     "latency_ms": "latency",
@@ -34,7 +37,15 @@ LABELS = {
     "seconds": "time",
 }
 HIGHER_IS_BETTER = frozenset(
-    {"top1_agreement", "hidden_cosine", "accuracy", "prefill_tokens_per_s", "decode_tokens_per_s"}
+    {
+        "top1_agreement",
+        "hidden_cosine",
+        "accuracy",
+        "f1_macro",
+        "entity_f1",
+        "prefill_tokens_per_s",
+        "decode_tokens_per_s",
+    }
 )
 
 
@@ -224,6 +235,11 @@ def interval(measurement: Measurement | None) -> str:
         low = low[: -len(tail) - 1]
         high = high.removesuffix(" %")
     return f"[{low}, {high}]"
+
+
+def points(fraction: float) -> str:
+    """A difference of two shares as `-1.67 points`, by hundreds."""
+    return f"{100 * fraction:+.2f} points"
 
 
 def plain_value(value: object, limit: int = 400) -> str:

@@ -15,7 +15,7 @@ from compress.core.errors import MissingExtraError
 from compress.recipe import Recipe
 from tests.e2e.conftest import QUICK, Run
 
-COMMANDS = ("bench", "doctor", "inspect", "quantize", "report")
+COMMANDS = ("bench", "doctor", "inspect", "quantize", "report", "tune")
 CONTRACT = ["command", "model", "artifact", "plan", "measurements", "verified", "environment"]
 
 
@@ -55,6 +55,8 @@ def test_defaults_in_help_are_those_of_the_recipe(run: Run) -> None:
         "text_column": ("guessed", None),
         "symmetric": ("symmetric at 8 bits only", None),
         "verify": ("verify", True),
+        "task": ("auto, by its class", "auto"),
+        "eval_samples": ("16 documents, 500 rows", None),
     }
     fields = Recipe.model_fields
     assert {"bits", "group_size", "method", "samples", "seq_len", "eval_samples", "seed", "generate"} <= named.keys()

@@ -15,7 +15,8 @@ from compress.core.checkpoint import Checkpoint, fill_tied
 from compress.core.registry import load
 from compress.core.types import Plan, Structure
 from compress.pipeline.collect import collecting
-from compress.pipeline.quantize import Hooks, make_streams, open_and_plan
+from compress.pipeline.hooks import Hooks
+from compress.pipeline.quantize import make_streams, open_and_plan
 from compress.pipeline.replay import Replay, Trace
 from compress.pipeline.store import Store
 from tests.rebuild import (

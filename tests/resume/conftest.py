@@ -28,7 +28,7 @@ Ask = Callable[..., dict[str, Any]]
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tiny models by architecture, each with its tokenizer."""
     folder = tmp_path_factory.mktemp("models")
-    return {name: save_tiny(name, folder / name) for name in ("llama", "t5", "gpt2")}
+    return {name: save_tiny(name, folder / name) for name in ("llama", "t5", "gpt2", "bert")}
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +51,9 @@ def ask() -> Iterator[Ask]:
         cwd: Path, kill: int | None = None, calls: int = 1, overwrite: bool = False, **settings: Any
     ) -> dict[str, Any]:
         cwd.mkdir(parents=True, exist_ok=True)
-        request = {"cwd": str(cwd), "kill": kill, "calls": calls, "overwrite": overwrite, "settings": QUICK | settings}
+        request = {"cwd": str(cwd), "kill": kill, "calls": calls, "overwrite": overwrite}
+        verb = settings.pop("verb", "quantize")
+        request |= {"verb": verb, "settings": settings if verb == "tune" else QUICK | settings}
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
         line = process.stdout.readline()

@@ -1,9 +1,10 @@
-"""Runs `quantize` in forked children that are killed at chosen moments; libraries are imported once, in the parent.
+"""Runs `quantize` or `tune` in forked children that are killed at chosen moments; libraries are imported once.
 
-`python -m tests.resume.runner` reads a JSON request per line, {"cwd", "kill", "settings", "calls"}, and answers with
-{"signal", "error", "points"}. A point is a moment at which the process may die: before and after a journal line is
+`python -m tests.resume.runner` reads a JSON request per line, {"cwd", "verb", "kill", "settings", "calls"}, and answers
+with {"signal", "error", "points"}. A point is a moment at which the process may die: before and after a journal line is
 written and in the middle of it, before a finished file is renamed into place, in the middle of a file, before
-something is deleted. `kill` is the number of the point to die at, or null to come through and count them.
+something is deleted, before a training step. `kill` is the number of the point to die at, or null to come through and
+count them.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ class Points:
         """Note a moment, and die if it is the one."""
         if self.reach(name):
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def step(self, stage: str, done: int, _: int) -> None:
+        """Progress of a run: every training step is a point."""
+        if stage == "training":
+            self.pass_or_die(f"step {done}")
 
     def install(self, below: Path) -> None:
         """Wrap the journal and the calls of the system that change files below a folder."""
@@ -88,8 +94,10 @@ class Points:
 def child(request: dict[str, Any], answer: int) -> None:
     """One run (or several calls of it), reporting through the pipe `answer`."""
     from compress.core.errors import CompressError
+    from compress.pipeline.hooks import Hooks
     from compress.pipeline.quantize import quantize
-    from compress.recipe import Recipe
+    from compress.pipeline.tune import tune
+    from compress.recipe import Recipe, TuneRecipe
 
     os.chdir(request["cwd"])
     points = Points(request.get("kill"))
@@ -98,7 +106,11 @@ def child(request: dict[str, Any], answer: int) -> None:
     said = None
     try:
         for _ in range(request.get("calls", 1)):
-            quantize(Recipe.build(out="out", **request["settings"]), request.get("overwrite", False))
+            settings, overwrite = request["settings"], request.get("overwrite", False)
+            if request.get("verb") == "tune":
+                tune(TuneRecipe.build(out="out", **settings), overwrite, Hooks(points.step))
+            else:
+                quantize(Recipe.build(out="out", **settings), overwrite)
     except CompressError as error:
         said = f"{type(error).__name__}: {error}"
     real_write(answer, json.dumps({"error": said, "points": points.names}).encode())
@@ -139,10 +151,12 @@ def main() -> None:
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     import compress.methods.gptq
-    import compress.pipeline.quantize  # noqa: F401
+    import compress.pipeline.quantize
+    import compress.pipeline.tune  # noqa: F401
 
     get_checkpoint_conversion_mapping("llama")  # fills a table that is the same for all
-    for name in ("LlamaForCausalLM", "GPT2LMHeadModel", "T5ForConditionalGeneration", "AutoTokenizer"):
+    for name in ("LlamaForCausalLM", "GPT2LMHeadModel", "T5ForConditionalGeneration", "AutoTokenizer",
+                 "BertForSequenceClassification"):  # fmt: skip
         getattr(transformers, name)
     del accelerate, datasets, plotly
     gc.collect()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compress.core.device import current_rss_bytes, peak_rss_bytes, reset_peak_rss
 from compress.core.errors import CompressError, DataError, ModelError
-from compress.measure import quality
+from compress.core.numerics import bootstrap
 from compress.measure.quality import (
     DocumentScore,
     HiddenScore,
@@ -144,7 +144,7 @@ def test_same_seed_same_interval_and_a_broken_model_stays_finite() -> None:
 @pytest.mark.parametrize(("documents", "least"), [(5, 0.88), (12, 0.90), (40, 0.92)])
 def test_intervals_cover(documents: int, least: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """200 experiments with a known mean: about 95 % of the intervals hold it, also with 5 documents."""
-    monkeypatch.setattr(quality, "RESAMPLES", 1000)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 1000)
     draw = np.random.default_rng(documents)
     hits = 0
     for trial in range(200):
@@ -161,7 +161,7 @@ def test_intervals_cover(documents: int, least: float, monkeypatch: pytest.Monke
     ("freedom", "table"), [(1, 12.706), (2, 4.303), (3, 3.182), (5, 2.571), (10, 2.228), (30, 2.042)]
 )
 def test_t_quantiles_of_the_printed_table(freedom: int, table: float) -> None:
-    assert quality._t_quantile(freedom) == pytest.approx(table, rel=2e-3)
+    assert bootstrap.t_quantile(freedom) == pytest.approx(table, rel=2e-3)
 
 
 def test_hidden_cosine_matches_float64() -> None:

@@ -1,0 +1,70 @@
+"""Labelled rows into train, validation and test: by document, by seed, every class in each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compress.core.errors import DataError
+
+VALIDATION, TEST = 0.1, 0.2  # shares of the rows
+LEAST = 10  # rows in all
+
+
+@dataclass(frozen=True)
+class Division:
+    """Row numbers of each part, ascending; no two rows of one text are in different parts.
+
+    copies: rows left out because an earlier row has the same text. conflicts: those of them with another label.
+    """
+
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+    test: tuple[int, ...]
+    copies: int = 0
+    conflicts: int = 0
+
+
+def divide(texts: Sequence[str], strata: Sequence[str], given: Sequence[str], seed: int) -> Division:
+    """Divide rows by their `texts`; the rows of each of `strata` (label, or all alike) in the same shares.
+
+    given: a split per row where the data has its own, "" elsewhere. Parts that the data names are taken as they are;
+    missing ones are cut from `train`. Raises DataError for too few rows.
+    """
+    first: dict[str, int] = {}
+    conflicts = 0
+    for number, text in enumerate(texts):
+        seen = first.setdefault(" ".join(text.split()), number)
+        conflicts += strata[seen] != strata[number]
+    kept = sorted(first.values())
+    if len(kept) < LEAST:
+        raise DataError(f"the data has {len(kept)} different rows; give {LEAST} or more, some of them are held out")
+    parts: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for number in kept:
+        parts[given[number] or "train"].append(number)
+    for name, share in (("test", TEST), ("validation", VALIDATION)):
+        if not parts[name]:
+            taken = _cut(parts["train"], strata, share, seed + (name == "test"))
+            parts[name] = taken
+            parts["train"] = sorted(set(parts["train"]) - set(taken))
+    for name, rows in parts.items():
+        if not rows:
+            raise DataError(f"no row is left for {name}; give more rows")
+    train, validation, test = (tuple(sorted(parts[name])) for name in ("train", "validation", "test"))
+    return Division(train, validation, test, len(texts) - len(kept), conflicts)
+
+
+def _cut(rows: Sequence[int], strata: Sequence[str], share: float, seed: int) -> list[int]:
+    """About `share` of the rows of each stratum; a stratum of one row gives none."""
+    draw = np.random.default_rng(seed)
+    groups: dict[str, list[int]] = {}
+    for number in rows:
+        groups.setdefault(strata[number], []).append(number)
+    taken: list[int] = []
+    for name in sorted(groups):
+        members = draw.permutation(groups[name]).tolist()
+        count = max(1, round(share * len(members))) if len(members) > 1 else 0
+        taken += members[:count]
+    return taken

@@ -1,0 +1,75 @@
+"""`compress tune`: a model and labelled rows in, a task model and its scores out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from compress.commands import _run
+
+EXAMPLES = _run.epilog(
+    "compress tune ./minilm --data reviews.csv                 # columns text and label",
+    "compress tune ./bert --data tweets.conll --epochs 5       # words and BIO tags",
+    "compress tune org/name --data topics/ --out topics-model  # one sub-folder of texts for each class",
+    "compress tune ./bert --data pairs.csv --columns text=premise --columns pair=claim",
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("tune", cls=_run.Command, help=_run.summary(__doc__), epilog=EXAMPLES)(command)
+
+
+def command(
+    model: str = typer.Argument(help="Folder, hub id or .gguf file."),
+    data: str = typer.Option(help="Rows with labels: csv, tsv, jsonl, parquet, conll, a folder, or a hub name."),
+    out: str | None = typer.Option(None, help="Output folder [default: MODEL-TASK]."),
+    task: str | None = typer.Option(None, help="What the model is for [default: its class, else the columns]."),
+    columns: list[str] | None = _run.COLUMNS,
+    strict: bool = typer.Option(False, "--strict", help="Refuse broken BIO tags instead of repairing them."),
+    method: str | None = typer.Option(None, help="full [default: full]."),
+    epochs: int | None = typer.Option(None, help="Passes over the training rows, at most [default: 3]."),
+    learning_rate: float | None = typer.Option(None, help="Highest step size [default: the method's]."),
+    batch_size: int | None = typer.Option(None, help="Rows per forward pass [default: 16]."),
+    accumulate: int | None = typer.Option(None, help="Forward passes per step [default: 1]."),
+    warmup: float | None = typer.Option(None, help="Share of steps in which the step size grows [default: 0.1]."),
+    weight_decay: float | None = typer.Option(None, help="Of AdamW [default: 0.01]."),
+    schedule: str | None = typer.Option(None, help="linear, cosine, constant, constant_with_warmup [default: linear]."),
+    patience: int | None = typer.Option(None, help="Epochs without a better score; 0: go on [default: 2]."),
+    max_length: int | None = typer.Option(None, help="Tokens of a row; the rest is cut off [default: 256]."),
+    resample: str | None = typer.Option(None, help="Rare classes: none or weights [default: none]."),
+    bf16: bool = typer.Option(False, "--bf16", help="Compute in bfloat16."),
+    checkpointing: bool = typer.Option(False, "--checkpointing", help="Less memory, more time."),
+    seed: int | None = typer.Option(None, help="Seed of every random choice [default: 0]."),
+    threads: int | None = typer.Option(None, help="Torch threads; 0 takes the physical cores [default: 0]."),
+    recipe: str | None = typer.Option(None, help="YAML file of these settings; the command line wins."),
+    allow_pickle: bool = typer.Option(False, "--allow-pickle", help="Open .bin weights, with weights_only=True."),
+    trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help="Run code that comes with the model."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Start over in an output folder of an earlier run."),
+    json: bool = _run.JSON,
+    quiet: bool = _run.QUIET,
+    verbose: bool = _run.VERBOSE,
+) -> None:
+    """Make or adapt a task model and report its scores."""
+    given = {name: value for name, value in locals().items() if name not in NOT_SETTINGS}
+    output = _run.Output(json, quiet, verbose, resumes=True)
+    with _run.errors_as_sentences(output):
+        made = build_recipe(given | {"columns": _run.roles(columns)}, recipe)
+        from compress.pipeline.hooks import Hooks
+        from compress.pipeline.tune import tune
+
+        with _run.Bars(output) as bars:
+            record = tune(made, overwrite, Hooks(bars.report, bars.say))
+        _run.show(record, output)
+
+
+NOT_SETTINGS = {"json", "quiet", "verbose", "overwrite", "recipe", "columns"}
+
+
+def build_recipe(given: dict[str, Any], recipe: str | None) -> Any:
+    """A TuneRecipe from what was given on the command line (None and False mean: not given), over a recipe file."""
+    from compress.recipe import TuneRecipe
+
+    settings = {name: value for name, value in given.items() if value is not None and value is not False}
+    return TuneRecipe.read(recipe, **settings) if recipe else TuneRecipe.build(**settings)

@@ -1,0 +1,146 @@
+"""What a task is: the columns it reads, how a row becomes model inputs, and how answers are scored.
+
+One file of `compress.core.tasks` each. Everything that differs between a topic classifier and a NER tagger is asked of
+the task; data, training, quantization and measuring know rows, features, answers and counts only.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compress.core.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compress.core.numerics.bootstrap import Array
+
+Row = Mapping[str, Any]
+IGNORED = -100  # the label of positions that are not scored: torch's own convention
+
+
+@dataclass(frozen=True)
+class Field:
+    """One column that a task reads. names: what it is usually called, best first, lower case."""
+
+    role: str
+    names: tuple[str, ...]
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of a task: the name in --json and its unit."""
+
+    name: str
+    unit: str = "fraction"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What rows are read with. columns: role -> column. labels: names by class number, () where a task has none.
+
+    max_length: tokens that the model takes.
+    """
+
+    tokenizer: Any
+    columns: Mapping[str, str]
+    labels: tuple[str, ...]
+    max_length: int
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Model inputs of one row, or of one window of it: names -> ids, `labels` included.
+
+    row: number of the row. units: what each scored position stands for (the number of the word, say).
+    truncated: a part of the row did not fit.
+    """
+
+    inputs: dict[str, Any]
+    row: int
+    units: tuple[int, ...] = ()
+    truncated: bool = False
+
+
+class Task(ABC):
+    """One task. A new one is a new file in compress/core/tasks with `TASK = ItsClass()`."""
+
+    name: ClassVar[str]
+    auto: ClassVar[str]  # the AutoModel class of transformers
+    architecture: ClassVar[str]  # how the names of its model classes end
+    fields: ClassVar[tuple[Field, ...]]
+    metrics: ClassVar[tuple[Metric, ...]]  # the first one is what tuning maximises
+    config: ClassVar[dict[str, Any]] = {}  # of a new head, beside its labels
+
+    def columns(self, rows: Sequence[Row], given: Mapping[str, str], source: str) -> dict[str, str]:
+        """role -> column name: what the user named, else the first usual name that is there.
+
+        Raises DataError listing the columns when one is not there or cannot be told.
+        """
+        there = list(dict.fromkeys(str(key) for row in rows[:1000] for key in row))
+        listed = ", ".join(repr(name) if not name.isprintable() else name for name in there[:20]) or "none"
+        found: dict[str, str] = {}
+        for field in self.fields:
+            wanted = given.get(field.role)
+            if wanted is not None and wanted not in there:
+                raise DataError(f"{source} has no column {wanted!r}; the columns are: {listed}")
+            by_name = {name.lower(): name for name in reversed(there) if name not in found.values()}
+            usual = next((by_name[name] for name in field.names if name in by_name), None)
+            if (column := wanted or usual) is not None:
+                found[field.role] = column
+            elif field.required:
+                raise DataError(
+                    f"{self.name} reads a column of {field.role} and {source} has none called "
+                    f"{' or '.join(field.names[:4])}; the columns are: {listed}; name it with --columns "
+                    f"{field.role}=COLUMN"
+                )
+        return found
+
+    @abstractmethod
+    def labels(self, rows: Sequence[Row], columns: Mapping[str, str], source: str) -> tuple[str, ...]:
+        """Names of the classes in these rows, in a fixed order; () when the task has none. Raises DataError."""
+
+    @abstractmethod
+    def features(self, rows: Sequence[Row], context: Context) -> list[Feature]:
+        """Tokenized rows, in order. Rows without labels give features without. Raises DataError."""
+
+    @abstractmethod
+    def collate(self, features: Sequence[Feature], context: Context) -> dict[str, Tensor]:
+        """One padded batch of int64 tensors (B, ...), `labels` included where there are any."""
+
+    @abstractmethod
+    def answers(self, outputs: Sequence[Tensor], features: Sequence[Feature]) -> list[Any]:
+        """One answer for every row of `features`, in order of rows. outputs: the model's, one row (...) a feature."""
+
+    @abstractmethod
+    def counts(self, answers: Sequence[Any], rows: Sequence[Row], context: Context) -> Array:
+        """(rows, k) float64: what each row adds to the sums that `figures` are made from."""
+
+    @abstractmethod
+    def figures(self, totals: Array) -> Array:
+        """(R, k) sums -> (R, m) figures, in the order of `metrics`."""
+
+    def balance(self, rows: Sequence[Row], columns: Mapping[str, str]) -> dict[str, int]:
+        """How often each label occurs; {} where that says nothing."""
+        del rows, columns
+        return {}
+
+
+def text_of(row: Row, column: str, number: int, source: str = "the data") -> str:
+    """The text in a cell. Raises DataError when it is not text."""
+    value = row.get(column)
+    if not isinstance(value, str):
+        raise DataError(f"row {number + 1} of {source} has {value!r} in column {column!r} where text should be")
+    return value
+
+
+def by_row(features: Sequence[Feature]) -> dict[int, list[int]]:
+    """Numbers of the features of each row, in order."""
+    found: dict[int, list[int]] = {}
+    for number, feature in enumerate(features):
+        found.setdefault(feature.row, []).append(number)
+    return dict(sorted(found.items()))

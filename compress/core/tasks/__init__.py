@@ -1,0 +1,1 @@
+"""One file a task: text_classification.py is `--task text-classification`."""

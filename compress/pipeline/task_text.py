@@ -1,0 +1,171 @@
+"""Labelled rows as text for the loop: training rows calibrate, held-out rows judge the task itself.
+
+Rows of one length make a batch, so that no padding is counted in statistics and none is computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calibrate.data import PreparedData
+from compress.core.errors import DataError
+from compress.core.numerics.bootstrap import Array, bootstrap
+from compress.core.task import IGNORED, Context, Feature, Row, Task
+from compress.core.types import Measurement, TokenSet
+from compress.pipeline.labelled import Labelled
+
+BATCH_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class TaskText:
+    """Features that calibrate and that judge, each with its batches (numbers of features of one length)."""
+
+    task: Task
+    context: Context
+    rows: tuple[Row, ...]  # the held-out ones
+    heldout: tuple[Feature, ...]
+    heldout_batches: tuple[tuple[int, ...], ...]
+    calibration: tuple[Feature, ...]
+    calibration_batches: tuple[tuple[int, ...], ...]
+
+    def inputs(self, calibration: bool) -> list[dict[str, Tensor]]:
+        """Model inputs, batch by batch, without labels."""
+        features = self.calibration if calibration else self.heldout
+        batches = self.calibration_batches if calibration else self.heldout_batches
+        return [stacked([features[n] for n in batch]) for batch in batches]
+
+
+def task_text(labelled: Labelled, context: Context, tokens: int, held: int, seed: int) -> TaskText:
+    """Features of a part of the rows: training rows in the order of `seed` until they hold `tokens`; `held` test rows.
+
+    Raises DataError when nothing is left.
+    """
+    division = labelled.division
+    draw = np.random.default_rng(seed)
+    chosen: list[Feature] = []
+    count = 0
+    order = draw.permutation(division.train).tolist()
+    for start in range(0, len(order), 64):
+        if count >= tokens:
+            break
+        for feature in labelled.task.features([labelled.rows[n] for n in order[start : start + 64]], context):
+            if count < tokens:
+                chosen.append(feature)
+                count += len(feature.inputs["input_ids"])
+    judged = sorted(draw.permutation(division.test).tolist()[:held])
+    rows = tuple(labelled.rows[n] for n in judged)
+    features = tuple(labelled.task.features(rows, context))
+    if not chosen:
+        raise DataError(f"{labelled.card['source']} leaves no training row to calibrate with; give more rows")
+    return TaskText(labelled.task, context, rows, features, batches(features), tuple(chosen), batches(chosen))
+
+
+def batches(features: Sequence[Feature]) -> tuple[tuple[int, ...], ...]:
+    """Numbers of features, those of equal length together, up to BATCH_TOKENS tokens in a batch."""
+    by_length: dict[int, list[int]] = {}
+    for number, feature in enumerate(features):
+        by_length.setdefault(len(feature.inputs["input_ids"]), []).append(number)
+    found = []
+    for length in sorted(by_length):
+        numbers, size = by_length[length], max(1, BATCH_TOKENS // length)
+        found += [tuple(numbers[i : i + size]) for i in range(0, len(numbers), size)]
+    return tuple(found)
+
+
+def stacked(features: Sequence[Feature]) -> dict[str, Tensor]:
+    """Inputs (B, L) of features of one length; no mask, since nothing is padded."""
+    names = [name for name in features[0].inputs if name not in ("labels", "attention_mask")]
+    return {name: torch.tensor([f.inputs[name] for f in features]) for name in names}
+
+
+def prepared(text: TaskText, labelled: Labelled, length: int) -> PreparedData:
+    """The same as token sets and a card, for fingerprint and report."""
+    source = str(labelled.card["source"])
+    held = [f for batch in text.heldout_batches for f in (text.heldout[n] for n in batch)]
+    used = [f for batch in text.calibration_batches for f in (text.calibration[n] for n in batch)]
+    calibration, heldout = _tokens(used, source), _tokens(held, source)
+    card = {
+        **{k: v for k, v in labelled.card.items() if k != "labels"},
+        "max_length": length,
+        "warnings": list(labelled.notes),
+        "calibration": {"rows": len(used), "tokens": calibration.n_tokens, "digest": calibration.digest},
+        "heldout": {"rows": len(held), "tokens": heldout.n_tokens, "digest": heldout.digest},
+    }
+    return PreparedData(calibration, heldout, card)
+
+
+def _tokens(features: Iterable[Feature], source: str) -> TokenSet:
+    found = list(features)
+    state = hashlib.sha256()
+    for feature in found:
+        state.update(repr(sorted(feature.inputs.items())).encode())
+    ids = tuple(torch.tensor(f.inputs["input_ids"]) for f in found)
+    return TokenSet(ids, tuple(f.row for f in found), state.hexdigest(), source)
+
+
+@dataclass
+class TaskScores:
+    """Outputs of both models, feature by feature, and what they come to."""
+
+    text: TaskText
+    original: dict[int, Tensor]
+    compressed: dict[int, Tensor]
+
+    def measurements(self, subject: str) -> list[Measurement]:
+        """The task's figures of both models, their difference paired by row, KL and agreement of their answers."""
+        task, text = self.text.task, self.text
+        counts = [self._counts(found) for found in (self.original, self.compressed)]
+        rows = []
+        for name, found in (("original", counts[0]), (subject, counts[1])):
+            values, bounds = bootstrap(found, task.figures, 0)
+            rows += [
+                Measurement(name, m.name, m.unit, float(v), *b, n=len(text.rows), detail={"split": "test"})
+                for m, v, b in zip(task.metrics, values, bounds, strict=True)
+            ]
+        width = counts[0].shape[1]
+
+        def lost(totals: Array) -> Array:
+            return task.figures(totals[:, width:]) - task.figures(totals[:, :width])
+
+        values, bounds = bootstrap(np.concatenate(counts, axis=1), lost, 0)
+        rows += [
+            Measurement(subject, f"{m.name}_change", m.unit, float(v), *b, n=len(text.rows), detail={"paired": True})
+            for m, v, b in zip(task.metrics, values, bounds, strict=True)
+        ]
+        return rows + self._divergence(subject)
+
+    def _counts(self, found: dict[int, Tensor]) -> Array:
+        outputs = [found[n] for n in range(len(self.text.heldout))]
+        answers = self.text.task.answers(outputs, self.text.heldout)
+        return self.text.task.counts(answers, self.text.rows, self.text.context)
+
+    def _divergence(self, subject: str) -> list[Measurement]:
+        """KL(original || compressed) of the class distributions and top-1 agreement, over rows or scored words."""
+        sums = np.zeros((len(self.text.rows), 3))
+        for number, feature in enumerate(self.text.heldout):
+            a, b = (self._scored(found[number], feature) for found in (self.original, self.compressed))
+            p, q = torch.log_softmax(a.double(), -1), torch.log_softmax(b.double(), -1)
+            agree = float((p.argmax(-1) == q.argmax(-1)).sum())
+            sums[feature.row] += (float((p.exp() * (p - q)).sum()), agree, len(a))
+        values, bounds = bootstrap(sums, lambda totals: totals[:, :2] / np.maximum(totals[:, 2:], 1), 0)
+        detail = {"scored": int(sums[:, 2].sum())}
+        return [
+            Measurement(subject, name, unit, float(v), *b, n=len(sums), detail=dict(detail))
+            for (name, unit), v, b in zip((("kl", "nats"), ("top1_agreement", "fraction")), values, bounds, strict=True)
+        ]
+
+    @staticmethod
+    def _scored(logits: Tensor, feature: Feature) -> Tensor:
+        """(n, C): the row's logits, or those of its scored positions."""
+        labels: Any = feature.inputs.get("labels")
+        if logits.ndim == 1:
+            return logits[None]
+        return logits[torch.tensor(labels) != IGNORED] if isinstance(labels, list) else logits

@@ -1,0 +1,238 @@
+"""The stage behind `compress tune`: labelled rows in, a task model, its scores and a report out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import compress
+from compress.core import artifact, device
+from compress.core.errors import DataError, ModelError, OutputError
+from compress.core.files import atomic_write, write_json
+from compress.core.fingerprint import Fingerprint, file_sha256
+from compress.core.journal import WORK, Journal
+from compress.core.numerics.bootstrap import bootstrap
+from compress.core.opening import Opened, resolve
+from compress.core.task import Context
+from compress.core.types import Measurement, RunRecord
+from compress.pipeline import finish, inputs
+from compress.pipeline.hooks import Hooks, Stages
+from compress.pipeline.labelled import TASK_FILE, Labelled, Wanted, read_labelled, task_bytes
+from compress.recipe import TuneRecipe
+from compress.train import loop
+
+RATES = {"full": 5e-5}
+"""The highest step size of each method, where the user gives none."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything known before the first step."""
+
+    recipe: TuneRecipe
+    opened: Opened
+    config: Any
+    labelled: Labelled
+    context: Context
+    environment: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def tune(recipe: TuneRecipe, overwrite: bool = False, hooks: Hooks | None = None) -> RunRecord:
+    """Make or adapt a task model in `recipe.out` and return the record of the run; resumes what a kill left.
+
+    overwrite: start over in a folder of an earlier run; only that run's files are deleted.
+    Raises the errors of compress.core.errors.
+    """
+    hooks = hooks or Hooks()
+    stages = Stages()
+    threads = device.set_threads(recipe.threads)
+    inputs.quiet_libraries()
+    ready = _prepare(recipe, hooks)
+    stages.done("read and divide")
+    out = Path(recipe.out or _default_out(ready))
+    with Journal.open(out, _fingerprint(ready, threads), overwrite) as journal:
+        record = finish.finished_record(out, journal)
+        if record is None:
+            record = _run(ready, out, journal, stages, hooks)
+            record = finish.write_record(out, record)
+            journal.append("finished")
+        shutil.rmtree(out / WORK, ignore_errors=True)
+    return record
+
+
+def _prepare(recipe: TuneRecipe, hooks: Hooks) -> Prepared:
+    from transformers import AutoConfig
+
+    if recipe.method not in RATES:
+        raise DataError(f"no method is called {recipe.method!r}; there is {', '.join(RATES)}")
+    opened = resolve(recipe.model, recipe.allow_pickle, hooks.say)
+    config = AutoConfig.from_pretrained(
+        opened.folder, local_files_only=True, trust_remote_code=recipe.trust_remote_code
+    )
+    wanted = Wanted(recipe.data, recipe.task, recipe.columns, recipe.seed, recipe.strict)
+    labelled = read_labelled(wanted, config.architectures or [])
+    tokenizer = inputs.load_tokenizer(opened.folder, recipe.trust_remote_code)
+    length = min(recipe.max_length, inputs.longest_sequence(config))
+    context = Context(tokenizer, labelled.columns, labelled.labels, length)
+    return Prepared(recipe, opened, config, labelled, context, device.environment(), (*opened.notes, *labelled.notes))
+
+
+def _default_out(ready: Prepared) -> str:
+    plain = "".join(c if c.isalnum() else "-" for c in ready.opened.name.rpartition("/")[2].lower())
+    return "-".join([part for part in plain.split("-") if part] + [ready.labelled.task.name])
+
+
+def _fingerprint(ready: Prepared, threads: int) -> Fingerprint:
+    """Every input that can change a byte of the result."""
+    recipe = ready.recipe.model_dump(exclude={"model", "out", "data", "threads"})
+    found: Fingerprint = {f"--{name.replace('_', '-')}": value for name, value in recipe.items()}
+    for path in sorted([*ready.opened.folder.glob("*.safetensors"), ready.opened.folder / "config.json"]):
+        found[f"model file {path.name}"] = file_sha256(path)
+    found["rows"] = ready.labelled.card["digest"]
+    found["threads"] = threads
+    versions = ready.environment["packages"]
+    found["versions"] = {name: versions.get(name) for name in ("torch", "transformers")}
+    found["compress"] = compress.__version__
+    return found
+
+
+def _run(ready: Prepared, out: Path, journal: Journal, stages: Stages, hooks: Hooks) -> RunRecord:
+    labelled, context = ready.labelled, ready.context
+    hooks.report("tokenizing", 0, 3)
+    parts = []
+    for number, name in enumerate(("train", "validation", "test")):
+        parts.append(labelled.part(name, context))
+        hooks.report("tokenizing", number + 1, 3)
+    notes = [*ready.notes, *_cut(parts, context.max_length)]
+    model = build_model(ready)
+    stages.done("tokenize and build")
+    history = loop.train(model, labelled.task, context, (parts[0], parts[1]), _settings(ready, out), hooks.report)
+    stages.done("train")
+    hooks.report("testing", 0, 1)
+    measurements = measure(model, labelled, context, parts[2], str(out))
+    hooks.report("testing", 1, 1)
+    stages.done("test")
+    _write(ready, out, journal, model)
+    stages.done("write")
+    return RunRecord(
+        command="tune",
+        model={
+            "name": ready.opened.name,
+            "architecture": type(model).__name__,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        },
+        artifact=str(out),
+        recipe=ready.recipe.model_dump(),
+        data=labelled.card,
+        measurements=tuple(measurements),
+        training={**asdict(history)},
+        notes=tuple(notes),
+        stages=stages.seconds,
+        environment=ready.environment,
+        reproduce=finish.command_line(ready.recipe, out),
+    )
+
+
+def _cut(parts: Sequence[loop.Part], length: int) -> list[str]:
+    cut = sum(feature.truncated for part in parts for feature in part.features)
+    total = sum(len(part.features) for part in parts)
+    return [f"{cut} of {total} rows are longer than {length} tokens and were cut; see --max-length."] if cut else []
+
+
+def build_model(ready: Prepared) -> Any:
+    """The model with the head of the task, new where the checkpoint has none. Raises ModelError."""
+    import torch
+    import transformers
+
+    task, labels = ready.labelled.task, ready.labelled.labels
+    heads = {"id2label": dict(enumerate(labels)), "label2id": {name: n for n, name in enumerate(labels)}}
+    torch.manual_seed(ready.recipe.seed)  # of the new head
+    try:
+        return getattr(transformers, task.auto).from_pretrained(
+            ready.opened.folder,
+            local_files_only=True,
+            trust_remote_code=ready.recipe.trust_remote_code,
+            dtype=torch.float32,
+            **task.config,
+            **(heads if labels else {}),
+        )
+    except RuntimeError as error:
+        raise ModelError(
+            f"{ready.opened.name} has a head for another number of classes than the {len(labels)} of the data: "
+            f"{str(error).splitlines()[0][:200]}"
+        ) from None
+    except ValueError as error:
+        raise ModelError(
+            f"{ready.opened.name} cannot be opened for {task.name}: {str(error).splitlines()[0][:200]}"
+        ) from None
+
+
+def _settings(ready: Prepared, out: Path) -> loop.Settings:
+    recipe, labelled = ready.recipe, ready.labelled
+    weights = None
+    if recipe.resample == "weights":
+        if "label" not in labelled.columns:
+            raise DataError(f"--resample weights is for classes; {labelled.task.name} has none for whole rows")
+        rows = [labelled.rows[n] for n in labelled.division.train]
+        counts = labelled.task.balance(rows, labelled.columns)
+        weights = tuple(len(rows) / (len(counts) * counts[name]) for name in labelled.labels)
+    return loop.Settings(
+        epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate or RATES[recipe.method],
+        batch_size=recipe.batch_size,
+        accumulate=recipe.accumulate,
+        warmup=recipe.warmup,
+        weight_decay=recipe.weight_decay,
+        schedule=recipe.schedule,
+        patience=recipe.patience,
+        seed=recipe.seed,
+        bf16=recipe.bf16,
+        checkpointing=recipe.checkpointing,
+        folder=out / WORK / "training",
+        weights=weights,
+    )
+
+
+def measure(model: Any, labelled: Labelled, context: Context, part: loop.Part, subject: str) -> list[Measurement]:
+    """The task's figures on `part` with 95 % intervals over its rows."""
+    counts = loop.score(model, labelled.task, context, part)
+    values, bounds = bootstrap(counts, labelled.task.figures, 0)
+    detail = {"split": "test", "interval": "bootstrap over rows, 95 %"}
+    return [
+        Measurement(subject, metric.name, metric.unit, float(value), *bound, n=len(part.rows), detail=dict(detail))
+        for metric, value, bound in zip(labelled.task.metrics, values, bounds, strict=True)
+    ]
+
+
+def _write(ready: Prepared, out: Path, journal: Journal, model: Any) -> None:
+    """The model as transformers writes it, with the tokenizer's files as they were."""
+    source = ready.opened.folder
+    beside = artifact.companions(source, out)
+    staged = out / WORK / "model"
+    shutil.rmtree(staged, ignore_errors=True)
+    model.save_pretrained(staged, max_shard_size="5GB")
+    made = sorted(path.name for path in staged.iterdir())
+    if journal.last("writing") is None:
+        journal.append("writing", files=[*(name.as_posix() for name in beside), *made, str(TASK_FILE)])
+    try:
+        for name in made:
+            (staged / name).replace(out / name)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written: {error.strerror}; run the same command again") from None
+    artifact.copy_companions(source, out, [name for name in beside if name.as_posix() not in made])
+    atomic_write(out / TASK_FILE, [task_bytes(ready.labelled, ready.context.max_length)])
+    manifest = {
+        "compress": compress.__version__,
+        "model": ready.opened.name,
+        "format": "safetensors",
+        "recipe": ready.recipe.model_dump(),
+        "data": ready.labelled.card,
+        "environment": ready.environment,
+        "files": artifact.hashes(out),
+    }
+    write_json(out / artifact.MANIFEST, manifest)

@@ -1,0 +1,1 @@
+"""Training through the HF Trainer: task models made and adapted."""

@@ -1,0 +1,223 @@
+"""The training loop: the HF Trainer with a task's batches, scored on validation rows, stopped by name at a NaN.
+
+Everything that makes a run repeatable is the Trainer's own: seeds of data order and dropout, optimizer, schedule and
+random states in its checkpoints. What is added: the task's own score decides which checkpoint is best, and a checkpoint
+that a kill has left half written is deleted before the run goes on from the one before it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from compress.core.errors import DataError, ModelError
+from compress.core.numerics.bootstrap import Array
+from compress.core.task import Context, Feature, Row, Task
+
+Report = Callable[[str, int, int], None]  # stage, done, total
+SCORE_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one split and their features."""
+
+    rows: Sequence[Row]
+    features: Sequence[Feature]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. patience: epochs without a better validation score before it stops, 0: never.
+
+    weights: of the classes in the loss, or None. folder: where checkpoints go.
+    """
+
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    accumulate: int
+    warmup: float
+    weight_decay: float
+    schedule: str
+    patience: int
+    seed: int
+    bf16: bool
+    checkpointing: bool
+    folder: Path
+    weights: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class History:
+    """What happened: a line per log ({"step", "loss"} or {"step", "epoch", metric...}); best: its step."""
+
+    lines: list[dict[str, float]]
+    best: int | None = None
+    stopped_early: bool = False
+
+
+def score(model: nn.Module, task: Task, context: Context, part: Part) -> Array:
+    """The counts (rows, k) of `model` on `part`, see Task.counts. The model is left in eval mode."""
+    model.eval()
+    order = sorted(range(len(part.features)), key=lambda n: len(part.features[n].inputs["input_ids"]))
+    found: dict[int, Tensor] = {}
+    with torch.inference_mode():
+        for start in range(0, len(order), SCORE_BATCH):
+            numbers = order[start : start + SCORE_BATCH]
+            features = [part.features[n] for n in numbers]
+            batch = {name: t for name, t in task.collate(features, context).items() if name != "labels"}
+            logits = model(**batch).logits.float()
+            if not bool(torch.isfinite(logits).all()):
+                raise ModelError("the model gives NaN or infinity on validation rows; lower --learning-rate")
+            found |= {n: unpadded(logits[i], features[i], context) for i, n in enumerate(numbers)}
+    outputs = [found[n] for n in range(len(part.features))]
+    return task.counts(task.answers(outputs, part.features), part.rows, context)
+
+
+def unpadded(output: Tensor, feature: Feature, context: Context) -> Tensor:
+    """Output (L, ...) of one feature without the positions that padding added; other shapes as they are."""
+    length = len(feature.inputs["input_ids"])
+    if output.ndim < 2:
+        return output
+    return output[-length:] if context.tokenizer.padding_side == "left" else output[:length]
+
+
+class _Scored(Trainer):  # type: ignore[misc]
+    """The Trainer, asking the task for its score; `job` is set right after it was made."""
+
+    job: _Job
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Validation figures under the names that the Trainer wants."""
+        job = self.job
+        totals = score(self.model, job.task, job.context, job.validation).sum(0, keepdims=True)
+        values = job.task.figures(totals)[0]
+        found = {f"eval_{m.name}": float(v) for m, v in zip(job.task.metrics, values, strict=True)}
+        self.log(dict(found))
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """The model's own loss; with weights of classes the weighted cross entropy."""
+        if self.job.settings.weights is None:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        flat = outputs.logits.reshape(-1, outputs.logits.shape[-1])
+        weight = torch.tensor(self.job.settings.weights, dtype=flat.dtype, device=flat.device)
+        loss = nn.functional.cross_entropy(flat, labels.reshape(-1), weight=weight)
+        return (loss, outputs) if kwargs.get("return_outputs") else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One step. Raises ModelError when its loss is not finite."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        settings = self.job.settings
+        if not math.isfinite(float(loss)):
+            raise ModelError(
+                f"the loss is {float(loss)} at step {self.state.global_step + 1}; lower --learning-rate "
+                f"{settings.learning_rate:g}; the last good checkpoint is in {settings.folder}"
+            )
+        self.job.report("training", self.state.global_step, self.state.max_steps)
+        return loss
+
+
+@dataclass(frozen=True)
+class _Job:
+    task: Task
+    context: Context
+    validation: Part
+    settings: Settings
+    report: Report
+
+
+def train(
+    model: nn.Module, task: Task, context: Context, parts: tuple[Part, Part], settings: Settings, report: Report
+) -> History:
+    """Train `model` in place on parts[0]; it ends as the checkpoint that scored best on parts[1].
+
+    Goes on from the newest whole checkpoint in settings.folder. Raises ModelError at a NaN loss, naming the step.
+    """
+    trained, validation = parts
+    if not trained.features:
+        raise DataError("no row is left to train on; give more rows")
+    steps = math.ceil(len(trained.features) / (settings.batch_size * settings.accumulate))
+    trainer = _Scored(
+        model=model,
+        args=_arguments(task, settings, steps),
+        train_dataset=list(trained.features),
+        eval_dataset=list(validation.features),
+        data_collator=lambda features: task.collate(features, context),
+        callbacks=[EarlyStoppingCallback(settings.patience)] if settings.patience else [],
+    )
+    trainer.job = _Job(task, context, validation, settings, report)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=newest_checkpoint(settings.folder))
+    state = trainer.state
+    lines = [line_of(line) for line in state.log_history]
+    return History(lines, state.best_global_step, state.global_step < state.max_steps)
+
+
+def _arguments(task: Task, settings: Settings, steps: int) -> Any:
+    """steps: of one epoch; the loss is logged about ten times in it."""
+    return TrainingArguments(
+        output_dir=str(settings.folder),
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulate,
+        gradient_checkpointing=settings.checkpointing,
+        warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
+        lr_scheduler_type=settings.schedule,
+        bf16=settings.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        seed=settings.seed,
+        data_seed=settings.seed,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model=task.metrics[0].name,
+        greater_is_better=True,
+        logging_steps=max(1, steps // 10),
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+
+
+def line_of(logged: dict[str, float]) -> dict[str, float]:
+    """A line of the Trainer's log under our names."""
+    kept = {"step": logged["step"], "epoch": round(logged.get("epoch", 0.0), 3)}
+    names = {"loss": "loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm"}
+    kept |= {ours: float(logged[name]) for name, ours in names.items() if name in logged}
+    return kept | {name.removeprefix("eval_"): float(v) for name, v in logged.items() if name.startswith("eval_")}
+
+
+def newest_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint; broken ones, the traces of a kill, are deleted. None when there is none.
+
+    The state of a checkpoint is its last file, so one that can be read means that the others are there.
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    while found:
+        newest = found.pop()
+        try:
+            json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(newest, ignore_errors=True)
+            continue
+        return str(newest)
+    return None
