@@ -8,9 +8,9 @@ from pathlib import Path
 from compress.core import registry
 
 
-def method_options() -> list[str]:
+def method_options(kind: str = "method") -> list[str]:
     """One line a method: `gptq: damp=0.01 act_order=True scales=hessian|mse|minmax ...`, the default first."""
-    return [f"{name}: {' '.join(found)}" for name, file in registry.files("method").items() if (found := _fields(file))]
+    return [f"{name}: {' '.join(_fields(file))}".rstrip(": ") for name, file in registry.files(kind).items()]
 
 
 def _fields(file: Path) -> list[str]:

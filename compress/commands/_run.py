@@ -32,15 +32,28 @@ VERBOSE = typer.Option(False, "--verbose", "-v", help="Show tracebacks and warni
 MODEL = typer.Argument(
     None, help="Folder, hub id or .gguf file. Left out: the built-in demo model.", show_default=False
 )
+OPTION = typer.Option(None, metavar="NAME=VALUE", help="Setting of the method, see below; repeatable.")
 COLUMNS = typer.Option(None, metavar="ROLE=COLUMN", help="Columns of labelled data, where names are unusual.")
 
 
 class Command(TyperCommand):
-    """A command whose --help ends in `epilog` as it was written, line by line."""
+    """A command whose --help ends in `epilog` as it was written, line by line.
+
+    kind: of plug-ins whose names and options are listed before it, empty for none.
+    """
+
+    kind = ""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Write the end of --help, unwrapped."""
+        """Write the end of --help: what --method and --option take, then the examples, unwrapped."""
         del ctx
+        if self.kind:
+            from compress.commands._options import method_options
+
+            formatter.write("\nMethods, and their options with defaults (--option NAME=VALUE):\n")
+            with formatter.indentation():
+                for line in method_options(self.kind):
+                    formatter.write_text(line)
         formatter.write("\n" + "".join(f"{line}\n" for line in (self.epilog or "").splitlines()))
 
 
@@ -57,15 +70,24 @@ def summary(doc: str | None) -> str:
 
 def roles(columns: list[str] | None) -> dict[str, str] | None:
     """role -> column of every --columns. Raises RecipeError for one without both."""
+    return _pairs("--columns", "ROLE=COLUMN", columns)
+
+
+def named(options: list[str] | None) -> dict[str, str] | None:
+    """name -> value of every --option. Raises RecipeError for one without both."""
+    return _pairs("--option", "NAME=VALUE", options)
+
+
+def _pairs(flag: str, form: str, items: list[str] | None) -> dict[str, str] | None:
     from compress.core.errors import RecipeError
 
-    if not columns:
+    if not items:
         return None
-    pairs = [item.partition("=") for item in columns]
-    for item, (role, _, name) in zip(columns, pairs, strict=True):
-        if not role or not name:
-            raise RecipeError(f"--columns {item!r} must look like ROLE=COLUMN")
-    return {role: name for role, _, name in pairs}
+    pairs = [item.partition("=") for item in items]
+    for item, (name, _, value) in zip(items, pairs, strict=True):
+        if not name or not value:
+            raise RecipeError(f"{flag} {item!r} must look like {form}")
+    return {name: value for name, _, value in pairs}
 
 
 @dataclass(frozen=True)

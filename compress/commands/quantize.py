@@ -15,21 +15,12 @@ EXAMPLES = _run.epilog(
     "compress quantize ./my-model --bits 8 --embeddings int8 --json > record.json",
     "compress quantize ./tuned --bits 8            # tuned by compress: judged on its own held-out rows",
 )
-OPTION = typer.Option(None, metavar="NAME=VALUE", help="Setting of the method, see below; repeatable.")
 
 
 class _Command(_run.Command):
     """Adds what --option takes to the end of --help."""
 
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Write the options of every method, then the examples."""
-        from compress.commands._options import method_options
-
-        formatter.write("\nOptions of the methods, with their defaults (--option NAME=VALUE):\n")
-        with formatter.indentation():
-            for line in method_options():
-                formatter.write_text(line)
-        super().format_epilog(ctx, formatter)
+    kind = "method"
 
 
 def register(app: typer.Typer) -> None:
@@ -46,7 +37,7 @@ def command(
         None, "--symmetric/--asymmetric", help="No zero points, or with [default: symmetric at 8 bits only]."
     ),
     method: str | None = typer.Option(None, help="gptq or rtn [default: gptq]."),
-    option: list[str] | None = OPTION,
+    option: list[str] | None = _run.OPTION,
     embeddings: str | None = typer.Option(None, help="keep or int8; a tied head goes with it [default: keep]."),
     head: str | None = typer.Option(None, help="keep or int8, for an untied lm_head [default: keep]."),
     dtype: str | None = typer.Option(None, help="Of kept weights: auto, bfloat16, float16, float32 [default: auto]."),
@@ -81,7 +72,7 @@ def command(
     given = {name: value for name, value in locals().items() if name not in NOT_SETTINGS}
     output = _run.Output(json, quiet, verbose, resumes=True)
     with _run.errors_as_sentences(output):
-        made = build_recipe(given | {"columns": _run.roles(columns)}, recipe, option or [])
+        made = build_recipe(given | {"columns": _run.roles(columns), "options": _run.named(option)}, recipe)
         from compress.pipeline.hooks import Hooks
         from compress.pipeline.quantize import quantize
 
@@ -93,7 +84,7 @@ def command(
 NOT_SETTINGS = {"json", "quiet", "verbose", "overwrite", "recipe", "option", "columns"}
 
 
-def build_recipe(given: dict[str, Any], recipe: str | None, options: list[str]) -> Any:
+def build_recipe(given: dict[str, Any], recipe: str | None) -> Any:
     """A Recipe from what was given on the command line (None and False mean: not given), over a recipe file."""
     from compress.core.errors import RecipeError
     from compress.recipe import Recipe
@@ -108,10 +99,4 @@ def build_recipe(given: dict[str, Any], recipe: str | None, options: list[str]) 
             raise RecipeError(
                 f"--group-size {settings['group_size']!r} is not a number; use 16 to 256, -1 or auto"
             ) from None
-    if options:
-        pairs = [item.partition("=") for item in options]
-        bad = next((item for item, (_, sign, _) in zip(options, pairs, strict=True) if not sign), None)
-        if bad is not None:
-            raise RecipeError(f"--option {bad!r} must look like NAME=VALUE")
-        settings["options"] = {name: value for name, _, value in pairs}
     return Recipe.read(recipe, **settings) if recipe else Recipe.build(**settings)

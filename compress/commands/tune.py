@@ -16,9 +16,15 @@ EXAMPLES = _run.epilog(
 )
 
 
+class _Command(_run.Command):
+    """Adds the methods and their options to the end of --help."""
+
+    kind = "tuning"
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("tune", cls=_run.Command, help=_run.summary(__doc__), epilog=EXAMPLES)(command)
+    app.command("tune", cls=_Command, help=_run.summary(__doc__), epilog=EXAMPLES)(command)
 
 
 def command(
@@ -28,7 +34,8 @@ def command(
     task: str | None = typer.Option(None, help="What the model is for [default: its class, else the columns]."),
     columns: list[str] | None = _run.COLUMNS,
     strict: bool = typer.Option(False, "--strict", help="Refuse broken BIO tags instead of repairing them."),
-    method: str | None = typer.Option(None, help="full [default: full]."),
+    method: str | None = typer.Option(None, help="full, bitfit, lora ..., see below [default: full]."),
+    option: list[str] | None = _run.OPTION,
     epochs: int | None = typer.Option(None, help="Passes over the training rows, at most [default: 3]."),
     learning_rate: float | None = typer.Option(None, help="Highest step size [default: the method's]."),
     batch_size: int | None = typer.Option(None, help="Rows per forward pass [default: 16]."),
@@ -55,7 +62,7 @@ def command(
     given = {name: value for name, value in locals().items() if name not in NOT_SETTINGS}
     output = _run.Output(json, quiet, verbose, resumes=True)
     with _run.errors_as_sentences(output):
-        made = build_recipe(given | {"columns": _run.roles(columns)}, recipe)
+        made = build_recipe(given | {"columns": _run.roles(columns), "options": _run.named(option)}, recipe)
         from compress.pipeline.hooks import Hooks
         from compress.pipeline.tune import tune
 
@@ -64,7 +71,7 @@ def command(
         _run.show(record, output)
 
 
-NOT_SETTINGS = {"json", "quiet", "verbose", "overwrite", "recipe", "columns"}
+NOT_SETTINGS = {"json", "quiet", "verbose", "overwrite", "recipe", "columns", "option"}
 
 
 def build_recipe(given: dict[str, Any], recipe: str | None) -> Any:

@@ -15,6 +15,7 @@ HOMES = {
     "format": ("export.formats", "FORMAT"),
     "collector": ("calibrate.collectors", "COLLECTOR"),
     "task": ("compress.core.tasks", "TASK"),
+    "tuning": ("compress.train.methods", "TUNING"),
 }
 
 

@@ -71,6 +71,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     auto: ClassVar[str]  # the AutoModel class of transformers
+    peft: ClassVar[str]  # peft's name of the task
     architecture: ClassVar[str]  # how the names of its model classes end
     fields: ClassVar[tuple[Field, ...]]
     metrics: ClassVar[tuple[Metric, ...]]  # the first one is what tuning maximises

@@ -125,7 +125,7 @@ def command_line(recipe: Recipe | TuneRecipe, out: Path) -> str:
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             words += [f"--{flag}", str(value)]
-    named = {"--option": recipe.options} if isinstance(recipe, Recipe) else {"--columns": recipe.columns}
+    named = {"--option": recipe.options, "--columns": recipe.columns}
     for flag, values in named.items():
         for key, value in values.items():
             words += [flag, f"{key}={value}"]

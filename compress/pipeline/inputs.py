@@ -11,7 +11,8 @@ from typing import Any
 
 from compress.core.errors import ModelError, RecipeError
 from compress.core.types import LayerMethod
-from compress.recipe import Recipe
+from compress.recipe import Recipe, TuneRecipe
+from compress.train.tuning import Tuning
 
 
 def quiet_libraries() -> None:
@@ -51,14 +52,14 @@ def longest_sequence(config: Any) -> int:
     return limit - 2 if shifted and found else limit
 
 
-def method_options(method: LayerMethod, recipe: Recipe) -> dict[str, Any]:
+def method_options(method: LayerMethod | Tuning, recipe: Recipe | TuneRecipe) -> dict[str, Any]:
     """`recipe.options` converted to the method's own types. Raises RecipeError for names or values it does not have."""
     fields = {f.name: f for f in dataclasses.fields(method.options)}
     hints = typing.get_type_hints(method.options)
     found: dict[str, Any] = {}
     for name, value in recipe.options.items():
         if name not in fields:
-            raise RecipeError(f"{recipe.method} has no option {name!r}; it has {', '.join(sorted(fields))}")
+            raise RecipeError(f"{recipe.method} has no option {name!r}; it has {', '.join(sorted(fields)) or 'none'}")
         found[name] = _convert(name, value, hints[name])
     method.options(**found)
     return found

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import compress
 from compress.core import artifact, device
 from compress.core.errors import DataError, ModelError, OutputError
@@ -16,6 +18,7 @@ from compress.core.fingerprint import Fingerprint, file_sha256
 from compress.core.journal import WORK, Journal
 from compress.core.numerics.bootstrap import bootstrap
 from compress.core.opening import Opened, resolve
+from compress.core.registry import load
 from compress.core.task import Context
 from compress.core.types import Measurement, RunRecord
 from compress.pipeline import finish, inputs
@@ -23,9 +26,7 @@ from compress.pipeline.hooks import Hooks, Stages
 from compress.pipeline.labelled import TASK_FILE, Labelled, Wanted, read_labelled, task_bytes
 from compress.recipe import TuneRecipe
 from compress.train import loop
-
-RATES = {"full": 5e-5}
-"""The highest step size of each method, where the user gives none."""
+from compress.train.tuning import Ground, Tuning
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Prepared:
     """Everything known before the first step."""
 
     recipe: TuneRecipe
+    tuning: Tuning
     opened: Opened
     config: Any
     labelled: Labelled
@@ -67,8 +69,8 @@ def tune(recipe: TuneRecipe, overwrite: bool = False, hooks: Hooks | None = None
 def _prepare(recipe: TuneRecipe, hooks: Hooks) -> Prepared:
     from transformers import AutoConfig
 
-    if recipe.method not in RATES:
-        raise DataError(f"no method is called {recipe.method!r}; there is {', '.join(RATES)}")
+    tuning: Tuning = load("tuning", recipe.method)
+    recipe = recipe.model_copy(update={"options": inputs.method_options(tuning, recipe)})
     opened = resolve(recipe.model, recipe.allow_pickle, hooks.say)
     config = AutoConfig.from_pretrained(
         opened.folder, local_files_only=True, trust_remote_code=recipe.trust_remote_code
@@ -78,7 +80,9 @@ def _prepare(recipe: TuneRecipe, hooks: Hooks) -> Prepared:
     tokenizer = inputs.load_tokenizer(opened.folder, recipe.trust_remote_code)
     length = min(recipe.max_length, inputs.longest_sequence(config))
     context = Context(tokenizer, labelled.columns, labelled.labels, length)
-    return Prepared(recipe, opened, config, labelled, context, device.environment(), (*opened.notes, *labelled.notes))
+    return Prepared(
+        recipe, tuning, opened, config, labelled, context, device.environment(), (*opened.notes, *labelled.notes)
+    )
 
 
 def _default_out(ready: Prepared) -> str:
@@ -108,7 +112,13 @@ def _run(ready: Prepared, out: Path, journal: Journal, stages: Stages, hooks: Ho
         parts.append(labelled.part(name, context))
         hooks.report("tokenizing", number + 1, 3)
     notes = [*ready.notes, *_cut(parts, context.max_length)]
-    model = build_model(ready)
+    model, fresh = build_model(ready)
+    parameters = sum(p.numel() for p in model.parameters())
+    architecture = type(model).__name__
+    torch.manual_seed(ready.recipe.seed)  # of what the method adds
+    ground = Ground(labelled.task.peft, fresh)
+    model = ready.tuning.apply(model, ground, ready.tuning.options(**ready.recipe.options))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     stages.done("tokenize and build")
     history = loop.train(model, labelled.task, context, (parts[0], parts[1]), _settings(ready, out), hooks.report)
     stages.done("train")
@@ -122,9 +132,9 @@ def _run(ready: Prepared, out: Path, journal: Journal, stages: Stages, hooks: Ho
         command="tune",
         model={
             "name": ready.opened.name,
-            "architecture": type(model).__name__,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "architecture": architecture,
+            "parameters": parameters,
+            "trained": trained,
         },
         artifact=str(out),
         recipe=ready.recipe.model_dump(),
@@ -144,20 +154,20 @@ def _cut(parts: Sequence[loop.Part], length: int) -> list[str]:
     return [f"{cut} of {total} rows are longer than {length} tokens and were cut; see --max-length."] if cut else []
 
 
-def build_model(ready: Prepared) -> Any:
-    """The model with the head of the task, new where the checkpoint has none. Raises ModelError."""
-    import torch
+def build_model(ready: Prepared) -> tuple[Any, tuple[str, ...]]:
+    """The model with the head of the task, and the modules that the checkpoint did not have. Raises ModelError."""
     import transformers
 
     task, labels = ready.labelled.task, ready.labelled.labels
     heads = {"id2label": dict(enumerate(labels)), "label2id": {name: n for n, name in enumerate(labels)}}
     torch.manual_seed(ready.recipe.seed)  # of the new head
     try:
-        return getattr(transformers, task.auto).from_pretrained(
+        model, info = getattr(transformers, task.auto).from_pretrained(
             ready.opened.folder,
             local_files_only=True,
             trust_remote_code=ready.recipe.trust_remote_code,
             dtype=torch.float32,
+            output_loading_info=True,
             **task.config,
             **(heads if labels else {}),
         )
@@ -170,6 +180,7 @@ def build_model(ready: Prepared) -> Any:
         raise ModelError(
             f"{ready.opened.name} cannot be opened for {task.name}: {str(error).splitlines()[0][:200]}"
         ) from None
+    return model, tuple(sorted({name.rpartition(".")[0] for name in info["missing_keys"]}))
 
 
 def _settings(ready: Prepared, out: Path) -> loop.Settings:
@@ -183,7 +194,7 @@ def _settings(ready: Prepared, out: Path) -> loop.Settings:
         weights = tuple(len(rows) / (len(counts) * counts[name]) for name in labelled.labels)
     return loop.Settings(
         epochs=recipe.epochs,
-        learning_rate=recipe.learning_rate or RATES[recipe.method],
+        learning_rate=recipe.learning_rate or ready.tuning.rate,
         batch_size=recipe.batch_size,
         accumulate=recipe.accumulate,
         warmup=recipe.warmup,
@@ -210,17 +221,25 @@ def measure(model: Any, labelled: Labelled, context: Context, part: loop.Part, s
 
 
 def _write(ready: Prepared, out: Path, journal: Journal, model: Any) -> None:
-    """The model as transformers writes it, with the tokenizer's files as they were."""
+    """The model as transformers writes it, with the tokenizer's files as they were; an adapter as peft writes it.
+
+    Where an adapter can be merged, the folder holds the merged model and `adapter/` the adapter.
+    """
     source = ready.opened.folder
     beside = artifact.companions(source, out)
     staged = out / WORK / "model"
     shutil.rmtree(staged, ignore_errors=True)
-    model.save_pretrained(staged, max_shard_size="5GB")
-    made = sorted(path.name for path in staged.iterdir())
+    if ready.tuning.adapter:
+        model.save_pretrained(staged / "adapter" if ready.tuning.merges else staged)
+        model = model.merge_and_unload() if ready.tuning.merges else None
+    if model is not None:
+        model.save_pretrained(staged, max_shard_size="5GB")
+    made = sorted(path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file())
     if journal.last("writing") is None:
         journal.append("writing", files=[*(name.as_posix() for name in beside), *made, str(TASK_FILE)])
     try:
         for name in made:
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
             (staged / name).replace(out / name)
     except OSError as error:
         raise OutputError(f"{out} cannot be written: {error.strerror}; run the same command again") from None

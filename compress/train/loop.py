@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -26,6 +27,7 @@ from compress.core.task import Context, Feature, Row, Task
 
 Report = Callable[[str, int, int], None]  # stage, done, total
 SCORE_BATCH = 32
+WEIGHTS = "trained.safetensors"
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ def score(model: nn.Module, task: Task, context: Context, part: Part) -> Array:
             features = [part.features[n] for n in numbers]
             batch = {name: t for name, t in task.collate(features, context).items() if name != "labels"}
             logits = model(**batch).logits.float()
+            if logits.ndim > 2:
+                logits = logits[:, -batch["input_ids"].shape[1] :]  # without learned positions before the text
             if not bool(torch.isfinite(logits).all()):
                 raise ModelError("the model gives NaN or infinity on validation rows; lower --learning-rate")
             found |= {n: unpadded(logits[i], features[i], context) for i, n in enumerate(numbers)}
@@ -118,6 +122,30 @@ class _Scored(Trainer):  # type: ignore[misc]
         weight = torch.tensor(self.job.settings.weights, dtype=flat.dtype, device=flat.device)
         loss = nn.functional.cross_entropy(flat, labels.reshape(-1), weight=weight)
         return (loss, outputs) if kwargs.get("return_outputs") else loss
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Weights of a checkpoint: exactly the parameters that are trained, whatever the method.
+
+        peft saves less for p-tuning, the embeddings that its network makes but not the network, and training cannot
+        go on from those.
+        """
+        del state_dict
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        found = {n: p.detach().cpu().contiguous() for n, p in self.model.named_parameters() if p.requires_grad}
+        save_file(found, folder / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Put the trained parameters of a checkpoint back."""
+        stored = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        parameters = dict((model or self.model).named_parameters())
+        with torch.no_grad():
+            for name, tensor in stored.items():
+                parameters[name].copy_(tensor)
+
+    def _load_best_model(self) -> None:
+        """The same for the checkpoint that scored best."""
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One step. Raises ModelError when its loss is not finite."""

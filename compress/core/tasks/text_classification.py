@@ -22,6 +22,7 @@ class TextClassification(Task):
 
     name = "text-classification"
     auto = "AutoModelForSequenceClassification"
+    peft = "SEQ_CLS"
     architecture = "ForSequenceClassification"
     fields = (
         Field("text", ("text", "sentence", "sentence1", "premise", "review", "content", "body", "document", "tweet",

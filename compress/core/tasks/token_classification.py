@@ -24,6 +24,7 @@ class TokenClassification(Task):
 
     name = "token-classification"
     auto = "AutoModelForTokenClassification"
+    peft = "TOKEN_CLS"
     architecture = "ForTokenClassification"
     fields = (
         Field("words", ("words", "tokens", "text", "sentence")),

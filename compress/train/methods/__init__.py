@@ -1,0 +1,1 @@
+"""One file a method: p_tuning.py is `--method p-tuning`."""
