@@ -36,6 +36,7 @@ def command(
     strict: bool = typer.Option(False, "--strict", help="Refuse broken BIO tags instead of repairing them."),
     method: str | None = typer.Option(None, help="full, bitfit, lora ..., see below [default: full]."),
     option: list[str] | None = _run.OPTION,
+    crf: bool = typer.Option(False, "--crf", help="Learn which tags follow one another, for taggers."),
     epochs: int | None = typer.Option(None, help="Passes over the training rows, at most [default: 3]."),
     learning_rate: float | None = typer.Option(None, help="Highest step size [default: the method's]."),
     batch_size: int | None = typer.Option(None, help="Rows per forward pass [default: 16]."),

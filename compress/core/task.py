@@ -7,7 +7,7 @@ the task; data, training, quantization and measuring know rows, features, answer
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -43,13 +43,15 @@ class Metric:
 class Context:
     """What rows are read with. columns: role -> column. labels: names by class number, () where a task has none.
 
-    max_length: tokens that the model takes.
+    max_length: tokens that the model takes. decode: scores (n, C) of a row's words -> their classes together, where the
+    model has something better than the best of each.
     """
 
     tokenizer: Any
     columns: Mapping[str, str]
     labels: tuple[str, ...]
     max_length: int
+    decode: Callable[[Tensor], list[int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Task(ABC):
         """One padded batch of int64 tensors (B, ...), `labels` included where there are any."""
 
     @abstractmethod
-    def answers(self, outputs: Sequence[Tensor], features: Sequence[Feature]) -> list[Any]:
+    def answers(self, outputs: Sequence[Tensor], features: Sequence[Feature], context: Context) -> list[Any]:
         """One answer for every row of `features`, in order of rows. outputs: the model's, one row (...) a feature."""
 
     @abstractmethod

@@ -11,6 +11,7 @@ from calibrate.data import DataSettings, PreparedData, prepare
 from compress.core import artifact, device
 from compress.core.blocks import find_structure
 from compress.core.checkpoint import Checkpoint
+from compress.core.crf import read_crf
 from compress.core.files import write_json
 from compress.core.fingerprint import Fingerprint, file_sha256
 from compress.core.journal import Journal
@@ -201,7 +202,9 @@ def _data(recipe: Recipe, opened: Opened, checkpoint: Checkpoint) -> tuple[Prepa
     limit = inputs.longest_sequence(checkpoint.config)
     if (wanted := wanted_rows(recipe, opened.folder, checkpoint.config)) is not None:
         labelled = read_labelled(wanted.rows, checkpoint.config.architectures or [])
-        context = Context(tokenizer, labelled.columns, labelled.labels, min(wanted.max_length, limit))
+        crf = read_crf(opened.folder, labelled.labels)
+        length, decode = min(wanted.max_length, limit), crf.decode if crf is not None else None
+        context = Context(tokenizer, labelled.columns, labelled.labels, length, decode)
         held = EVAL_ROWS if recipe.eval_samples is None else recipe.eval_samples
         text = task_text(labelled, context, recipe.samples * recipe.seq_len, held, recipe.seed)
         return prepared(text, labelled, context.max_length), text

@@ -144,7 +144,7 @@ class TaskScores:
 
     def _counts(self, found: dict[int, Tensor]) -> Array:
         outputs = [found[n] for n in range(len(self.text.heldout))]
-        answers = self.text.task.answers(outputs, self.text.heldout)
+        answers = self.text.task.answers(outputs, self.text.heldout, self.text.context)
         return self.text.task.counts(answers, self.text.rows, self.text.context)
 
     def _divergence(self, subject: str) -> list[Measurement]:

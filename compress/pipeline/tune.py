@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import torch
 
 import compress
 from compress.core import artifact, device
-from compress.core.errors import DataError, ModelError, OutputError
+from compress.core.crf import FILE as CRF_FILE
+from compress.core.crf import Crf
+from compress.core.errors import DataError, ModelError, OutputError, UsageError
 from compress.core.files import atomic_write, write_json
 from compress.core.fingerprint import Fingerprint, file_sha256
 from compress.core.journal import WORK, Journal
@@ -70,6 +72,8 @@ def _prepare(recipe: TuneRecipe, hooks: Hooks) -> Prepared:
     from transformers import AutoConfig
 
     tuning: Tuning = load("tuning", recipe.method)
+    if recipe.crf and recipe.resample != "none":
+        raise UsageError("--crf has a loss of its own, which --resample weights does not change; leave one out")
     recipe = recipe.model_copy(update={"options": inputs.method_options(tuning, recipe)})
     opened = resolve(recipe.model, recipe.allow_pickle, hooks.say)
     config = AutoConfig.from_pretrained(
@@ -77,6 +81,8 @@ def _prepare(recipe: TuneRecipe, hooks: Hooks) -> Prepared:
     )
     wanted = Wanted(recipe.data, recipe.task, recipe.columns, recipe.seed, recipe.strict)
     labelled = read_labelled(wanted, config.architectures or [])
+    if recipe.crf and labelled.task.name != "token-classification":
+        raise UsageError(f"--crf is for tags of words; {labelled.task.name} has none")
     tokenizer = inputs.load_tokenizer(opened.folder, recipe.trust_remote_code)
     length = min(recipe.max_length, inputs.longest_sequence(config))
     context = Context(tokenizer, labelled.columns, labelled.labels, length)
@@ -118,6 +124,10 @@ def _run(ready: Prepared, out: Path, journal: Journal, stages: Stages, hooks: Ho
     torch.manual_seed(ready.recipe.seed)  # of what the method adds
     ground = Ground(labelled.task.peft, fresh)
     model = ready.tuning.apply(model, ground, ready.tuning.options(**ready.recipe.options))
+    if ready.recipe.crf:
+        crf = Crf(labelled.labels)
+        model.add_module("crf", crf)  # after the method, which would freeze it
+        context = replace(context, decode=crf.decode)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     stages.done("tokenize and build")
     history = loop.train(model, labelled.task, context, (parts[0], parts[1]), _settings(ready, out), hooks.report)
@@ -229,11 +239,16 @@ def _write(ready: Prepared, out: Path, journal: Journal, model: Any) -> None:
     beside = artifact.companions(source, out)
     staged = out / WORK / "model"
     shutil.rmtree(staged, ignore_errors=True)
+    crf = loop.crf_of(model)
+    if crf is not None:
+        del model.crf
     if ready.tuning.adapter:
         model.save_pretrained(staged / "adapter" if ready.tuning.merges else staged)
         model = model.merge_and_unload() if ready.tuning.merges else None
     if model is not None:
         model.save_pretrained(staged, max_shard_size="5GB")
+    if crf is not None:
+        (staged / CRF_FILE).write_bytes(crf.dumps())
     made = sorted(path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file())
     if journal.last("writing") is None:
         journal.append("writing", files=[*(name.as_posix() for name in beside), *made, str(TASK_FILE)])

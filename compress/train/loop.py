@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from compress.core.crf import Crf
 from compress.core.errors import DataError, ModelError
 from compress.core.numerics.bootstrap import Array
 from compress.core.task import Context, Feature, Row, Task
@@ -28,6 +29,7 @@ from compress.core.task import Context, Feature, Row, Task
 Report = Callable[[str, int, int], None]  # stage, done, total
 SCORE_BATCH = 32
 WEIGHTS = "trained.safetensors"
+CRF_RATE = 100
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def score(model: nn.Module, task: Task, context: Context, part: Part) -> Array:
                 raise ModelError("the model gives NaN or infinity on validation rows; lower --learning-rate")
             found |= {n: unpadded(logits[i], features[i], context) for i, n in enumerate(numbers)}
     outputs = [found[n] for n in range(len(part.features))]
-    return task.counts(task.answers(outputs, part.features), part.rows, context)
+    return task.counts(task.answers(outputs, part.features, context), part.rows, context)
 
 
 def unpadded(output: Tensor, feature: Feature, context: Context) -> Tensor:
@@ -113,15 +115,30 @@ class _Scored(Trainer):  # type: ignore[misc]
         return found
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        """The model's own loss; with weights of classes the weighted cross entropy."""
-        if self.job.settings.weights is None:
+        """The model's own loss; with a CRF that of the CRF, with weights of classes the weighted cross entropy."""
+        crf = crf_of(model)
+        if self.job.settings.weights is None and crf is None:
             return super().compute_loss(model, inputs, *args, **kwargs)
         labels = inputs.pop("labels")
         outputs = model(**inputs)
+        if crf is not None:
+            loss = crf.loss(outputs.logits[:, -labels.shape[1] :], labels)
+            return (loss, outputs) if kwargs.get("return_outputs") else loss
         flat = outputs.logits.reshape(-1, outputs.logits.shape[-1])
         weight = torch.tensor(self.job.settings.weights, dtype=flat.dtype, device=flat.device)
         loss = nn.functional.cross_entropy(flat, labels.reshape(-1), weight=weight)
         return (loss, outputs) if kwargs.get("return_outputs") else loss
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, with steps of a CRF CRF_RATE times as large: its few scores start from next to nothing."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if (crf := crf_of(self.model)) is not None:
+            chain = {id(parameter) for parameter in crf.parameters()}
+            for group in optimizer.param_groups:
+                group["params"] = [p for p in group["params"] if id(p) not in chain]
+            rate = self.job.settings.learning_rate * CRF_RATE
+            optimizer.add_param_group({"params": list(crf.parameters()), "lr": rate, "weight_decay": 0.0})
+        return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Weights of a checkpoint: exactly the parameters that are trained, whatever the method.
@@ -169,6 +186,11 @@ class _Job:
     report: Report
 
 
+def crf_of(model: nn.Module) -> Crf | None:
+    """The CRF that was put beside a model, wherever a wrapper has moved it."""
+    return next((module for module in model.modules() if isinstance(module, Crf)), None)
+
+
 def train(
     model: nn.Module, task: Task, context: Context, parts: tuple[Part, Part], settings: Settings, report: Report
 ) -> History:
@@ -188,6 +210,8 @@ def train(
         data_collator=lambda features: task.collate(features, context),
         callbacks=[EarlyStoppingCallback(settings.patience)] if settings.patience else [],
     )
+    if settings.weights is not None or crf_of(model) is not None:
+        trainer.model_accepts_loss_kwargs = False  # our losses are means of a batch, not of all batches of a step
     trainer.job = _Job(task, context, validation, settings, report)
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=newest_checkpoint(settings.folder))

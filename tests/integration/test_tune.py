@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
-from compress.core.errors import DataError, ModelError, OutputError
+from compress.core.crf import read_crf
+from compress.core.errors import DataError, ModelError, OutputError, UsageError
 from compress.core.types import RunRecord
 from compress.pipeline.quantize import quantize
 from compress.pipeline.tune import tune
@@ -151,3 +153,32 @@ def test_a_head_of_another_size(topics: tuple[Path, RunRecord], tmp_path: Path) 
     (tmp_path / "two.csv").write_text(lines, encoding="utf-8")
     with pytest.raises(ModelError, match="has a head for another number of classes than the 2 of the data"):
         run(topics[0], tmp_path / "two.csv", tmp_path / "out")
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "p-tuning"])
+def test_a_crf_survives_saving_and_quantizing(method: str, bert: Path, tmp_path: Path) -> None:
+    data, out = write_tags(tmp_path / "places.conll"), tmp_path / "out"
+    options = {"tokens": 4} if method == "p-tuning" else {}
+    source = bert
+    if method == "p-tuning":  # which needs a checkpoint with everything but the head
+        source = tmp_path / "whole"
+        run(bert, data, source, epochs=1)
+    record = run(source, data, out, epochs=4, crf=True, method=method, options=options)
+    crf = read_crf(out, ("O", "B-place", "I-place"))
+    assert crf is not None
+    assert crf.chain.transitions[0, 2].item() < crf.chain.transitions[0, 1].item()
+    f1 = figure(record, "entity_f1", str(out))
+    assert f1 > (0.3 if method == "p-tuning" else 0.8)
+    if method == "p-tuning":
+        return
+    assert not [name for name in load_file(out / "model.safetensors") if "crf" in name]
+    small = quantize(
+        Recipe.build(model=str(out), out=str(tmp_path / "small"), bits=8, samples=4, seq_len=64, threads=1)
+    )
+    assert figure(small, "entity_f1", "original") == f1
+    assert (tmp_path / "small" / "crf.json").read_bytes() == (out / "crf.json").read_bytes()
+
+
+def test_a_crf_is_for_taggers(bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--crf is for tags of words; text-classification has none"):
+        run(bert, write_topics(tmp_path / "t.csv"), tmp_path / "out", crf=True)

@@ -70,9 +70,9 @@ class TextClassification(Task):
         batch = context.tokenizer.pad([f.inputs for f in features], return_tensors="pt")
         return dict(batch)
 
-    def answers(self, outputs: Sequence[Tensor], features: Sequence[Feature]) -> list[int]:
+    def answers(self, outputs: Sequence[Tensor], features: Sequence[Feature], context: Context) -> list[int]:
         """The class numbers of the largest logits (C,)."""
-        del features
+        del features, context
         return [int(logits.argmax()) for logits in outputs]
 
     def counts(self, answers: Sequence[Any], rows: Sequence[Row], context: Context) -> Array:

@@ -76,12 +76,13 @@ class TokenClassification(Task):
             labels[number, width - len(ids) if left else 0 :][: len(ids)] = ids
         return {**batch, "labels": labels}
 
-    def answers(self, outputs: Sequence[Tensor], features: Sequence[Feature]) -> list[dict[int, int]]:
+    def answers(self, outputs: Sequence[Tensor], features: Sequence[Feature], context: Context) -> list[dict[int, int]]:
         """Word -> tag number of each row, for the words that the model could read. outputs: (L, C) without padding."""
         found = []
         for logits, feature in zip(outputs, features, strict=True):
-            best = logits.argmax(-1).tolist()
-            tags = [tag for tag, truth in zip(best, feature.inputs["labels"], strict=True) if truth != IGNORED]
+            firsts = [n for n, truth in enumerate(feature.inputs["labels"]) if truth != IGNORED]
+            scores = logits[firsts]
+            tags = context.decode(scores) if context.decode is not None else scores.argmax(-1).tolist()
             found.append(dict(zip(feature.units, tags, strict=True)))
         return found
 

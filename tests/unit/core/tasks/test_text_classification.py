@@ -103,7 +103,7 @@ def test_pairs_are_encoded_together_and_long_rows_are_cut() -> None:
     assert batch["input_ids"].shape == (2, 12)
     assert batch["labels"].tolist() == [1, 0]
     assert batch["attention_mask"].sum(1).tolist() == [len(short.inputs["input_ids"]), 12]
-    assert TASK.answers(torch.tensor([[0.0, 1.0], [2.0, 1.0]]).unbind(), [short, long]) == [1, 0]
+    assert TASK.answers(torch.tensor([[0.0, 1.0], [2.0, 1.0]]).unbind(), [short, long], context) == [1, 0]
 
 
 def test_a_label_that_the_model_does_not_know() -> None:

@@ -70,7 +70,7 @@ def test_a_word_is_judged_by_its_first_sub_word() -> None:
     logits[:, 3] = 1.0  # whatever is not a first sub-word says B-per, and is not asked
     firsts = [n for n, label in enumerate(labels) if label != IGNORED]
     logits[firsts[0], 0] = logits[firsts[1], 1] = 2.0
-    assert TASK.answers([logits], [feature]) == [{0: 0, 1: 1}]
+    assert TASK.answers([logits], [feature], context) == [{0: 0, 1: 1}]
 
 
 def test_words_without_tokens_and_words_cut_off_count_as_o() -> None:
