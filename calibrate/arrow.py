@@ -58,7 +58,8 @@ def read_saved(path: Path, name: str, max_chars: int) -> Table:
     import datasets
 
     try:
-        loaded = datasets.load_from_disk(str(path))
+        with _quiet():
+            loaded = datasets.load_from_disk(str(path))
         split = ""
         if isinstance(loaded, datasets.DatasetDict):
             split = _preferred(list(loaded))

@@ -129,9 +129,10 @@ class Server:
     def rss(self) -> dict[str, Any]:
         """Resident bytes: peak, now, and before a model was loaded; seconds the loading took."""
         loaded = self._subject.load_seconds if self._subject is not None else None
+        current = current_rss_bytes()
         return {
-            "peak": peak_rss_bytes(),
-            "current": current_rss_bytes(),
+            "peak": max(peak_rss_bytes(), current),  # the system counts the peak a little late
+            "current": current,
             "baseline": self._baseline,
             "load_seconds": loaded,
         }

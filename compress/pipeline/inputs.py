@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 import typing
 import warnings
 from pathlib import Path
@@ -17,12 +18,12 @@ from compress.train.tuning import Tuning
 
 def quiet_libraries() -> None:
     """Stop other libraries' progress bars and advice; ours is one bar, and errors are raised, not logged."""
-    import datasets
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    if datasets := sys.modules.get("datasets"):  # 90 MB that built-in text and text files do without
+        datasets.disable_progress_bars()
     for name in ("datasets", "huggingface_hub", "accelerate", "compressed_tensors", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

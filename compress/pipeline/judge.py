@@ -89,12 +89,15 @@ def _target_ids(trace: Trace) -> Tensor:
 
 
 def _chunks(model: nn.Module, trace: Trace) -> list[Tensor]:
-    ids = _target_ids(trace)
-    positions = torch.arange(ids.shape[1] - 1)
-    if not _keeps_logits(model):
+    return _split(model, trace, torch.arange(_target_ids(trace).shape[1] - 1))
+
+
+def _split(model: nn.Module, trace: Trace, positions: Tensor) -> list[Tensor]:
+    """Positions by as many as logits may be held of; all at once where the model makes all logits anyway."""
+    if not len(positions) or not _keeps_logits(model):
         return [positions] if len(positions) else []
-    rows = max(1, CHUNK_LOGITS // (_vocabulary(model) * ids.shape[0]))
-    return list(torch.split(positions, rows)) if len(positions) else []
+    rows = max(1, CHUNK_LOGITS // (_vocabulary(model) * _target_ids(trace).shape[0]))
+    return list(torch.split(positions, rows))
 
 
 def _vocabulary(model: nn.Module) -> int:
@@ -133,8 +136,8 @@ def write_probe(path: Path, checkpoint: Checkpoint, structure: Structure, stream
         if kind_of(checkpoint.model) == "encoder":
             output = _first_tensor(replay.finish(trace))[:1, :PROBE_TOKENS]
         else:
-            chunks = _probed(checkpoint.model, trace)
-            output = torch.cat([logits_at(replay, trace, rows)[:1].clone() for rows in chunks], 1)
+            chunks = [logits_at(replay, trace, rows)[:1].clone() for rows in _probed(checkpoint.model, trace)]
+            output = torch.cat(chunks, 1)
     tensors = {f"input.{name}": value[:1].clone() for name, value in trace.inputs.items()}
     named = {name: pending(tensor.contiguous()) for name, tensor in {**tensors, "output": output}.items()}
     write_file(path, named, {"model_class": type(checkpoint.model).__name__})
@@ -142,9 +145,9 @@ def write_probe(path: Path, checkpoint: Checkpoint, structure: Structure, stream
 
 def _probed(model: nn.Module, trace: Trace) -> list[Tensor]:
     """The first positions, as many at once as logits may be held of all sequences of the batch."""
-    chunks = _chunks(model, trace)
-    count = max(1, min(PROBE_TOKENS, PROBE_LOGITS // _vocabulary(model)))
-    return list(torch.split(torch.cat(chunks)[:count], len(chunks[0])))
+    length = _target_ids(trace).shape[1]
+    count = max(1, min(PROBE_TOKENS, PROBE_LOGITS // _vocabulary(model), length))
+    return _split(model, trace, torch.arange(count))
 
 
 def _first_tensor(output: Any) -> Tensor:

@@ -17,7 +17,7 @@ from compress.core.registry import load, names
 from compress.core.task import Context, Row, Task
 from compress.core.tasks.token_classification import repair
 from compress.recipe import Recipe
-from compress.train.loop import Part
+from compress.train.score import Part
 
 TASK_FILE = Path("compress") / "task.json"
 """In the folder of a tuned model: what it was tuned on, so that later commands judge it on the same held-out rows."""

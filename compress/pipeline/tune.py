@@ -28,6 +28,7 @@ from compress.pipeline.hooks import Hooks, Stages
 from compress.pipeline.labelled import TASK_FILE, Labelled, Wanted, read_labelled, task_bytes
 from compress.recipe import TuneRecipe
 from compress.train import loop
+from compress.train.score import Part, score
 from compress.train.tuning import Ground, Tuning
 
 
@@ -158,7 +159,7 @@ def _run(ready: Prepared, out: Path, journal: Journal, stages: Stages, hooks: Ho
     )
 
 
-def _cut(parts: Sequence[loop.Part], length: int) -> list[str]:
+def _cut(parts: Sequence[Part], length: int) -> list[str]:
     cut = sum(feature.truncated for part in parts for feature in part.features)
     total = sum(len(part.features) for part in parts)
     return [f"{cut} of {total} rows are longer than {length} tokens and were cut; see --max-length."] if cut else []
@@ -219,9 +220,9 @@ def _settings(ready: Prepared, out: Path) -> loop.Settings:
     )
 
 
-def measure(model: Any, labelled: Labelled, context: Context, part: loop.Part, subject: str) -> list[Measurement]:
+def measure(model: Any, labelled: Labelled, context: Context, part: Part, subject: str) -> list[Measurement]:
     """The task's figures on `part` with 95 % intervals over its rows."""
-    counts = loop.score(model, labelled.task, context, part)
+    counts = score(model, labelled.task, context, part)
     values, bounds = bootstrap(counts, labelled.task.figures, 0)
     detail = {"split": "test", "interval": "bootstrap over rows, 95 %"}
     return [

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,21 +23,12 @@ from transformers.trainer_callback import PrinterCallback
 
 from compress.core.crf import Crf
 from compress.core.errors import DataError, ModelError
-from compress.core.numerics.bootstrap import Array
-from compress.core.task import Context, Feature, Row, Task
+from compress.core.task import Context, Task
+from compress.train.score import Part, score
 
 Report = Callable[[str, int, int], None]  # stage, done, total
-SCORE_BATCH = 32
 WEIGHTS = "trained.safetensors"
 CRF_RATE = 100
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows of one split and their features."""
-
-    rows: Sequence[Row]
-    features: Sequence[Feature]
 
 
 @dataclass(frozen=True)
@@ -69,34 +60,6 @@ class History:
     lines: list[dict[str, float]]
     best: int | None = None
     stopped_early: bool = False
-
-
-def score(model: nn.Module, task: Task, context: Context, part: Part) -> Array:
-    """The counts (rows, k) of `model` on `part`, see Task.counts. The model is left in eval mode."""
-    model.eval()
-    order = sorted(range(len(part.features)), key=lambda n: len(part.features[n].inputs["input_ids"]))
-    found: dict[int, Tensor] = {}
-    with torch.inference_mode():
-        for start in range(0, len(order), SCORE_BATCH):
-            numbers = order[start : start + SCORE_BATCH]
-            features = [part.features[n] for n in numbers]
-            batch = {name: t for name, t in task.collate(features, context).items() if name != "labels"}
-            logits = model(**batch).logits.float()
-            if logits.ndim > 2:
-                logits = logits[:, -batch["input_ids"].shape[1] :]  # without learned positions before the text
-            if not bool(torch.isfinite(logits).all()):
-                raise ModelError("the model gives NaN or infinity on validation rows; lower --learning-rate")
-            found |= {n: unpadded(logits[i], features[i], context) for i, n in enumerate(numbers)}
-    outputs = [found[n] for n in range(len(part.features))]
-    return task.counts(task.answers(outputs, part.features, context), part.rows, context)
-
-
-def unpadded(output: Tensor, feature: Feature, context: Context) -> Tensor:
-    """Output (L, ...) of one feature without the positions that padding added; other shapes as they are."""
-    length = len(feature.inputs["input_ids"])
-    if output.ndim < 2:
-        return output
-    return output[-length:] if context.tokenizer.padding_side == "left" else output[:length]
 
 
 class _Scored(Trainer):  # type: ignore[misc]

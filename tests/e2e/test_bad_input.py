@@ -435,12 +435,23 @@ def test_a_full_disk_then_space(run: Run, llama: Path, monkeypatch: pytest.Monke
 # --- interruptions ----------------------------------------------------------------------------------------------
 
 
+def as_in_a_terminal() -> None:
+    """Programs started in the background of a script ignore Ctrl-C, and so do their children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def interrupt(llama: Path, cwd: Path, number: signal.Signals) -> subprocess.CompletedProcess[str]:
     """Send a signal to a real run once its first block is finished."""
     words = [sys.executable, "-m", "compress.cli", "quantize", str(llama), "--out", "out", *QUICK]
     words += ["--samples", "64", "--seq-len", "128", "--option", "steps=400", "--option", "rounds=40"]
     process = subprocess.Popen(
-        words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=child_environment()
+        words,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=child_environment(),
+        preexec_fn=as_in_a_terminal,
     )
     journal = cwd / "out" / "compress" / "journal.jsonl"
     deadline = time.monotonic() + 240

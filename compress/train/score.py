@@ -1,0 +1,51 @@
+"""How well a model does on labelled rows: its outputs, the task's answers, the counts of every row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from compress.core.errors import ModelError
+from compress.core.numerics.bootstrap import Array
+from compress.core.task import Context, Feature, Row, Task
+
+SCORE_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one split and their features."""
+
+    rows: Sequence[Row]
+    features: Sequence[Feature]
+
+
+def score(model: nn.Module, task: Task, context: Context, part: Part) -> Array:
+    """The counts (rows, k) of `model` on `part`, see Task.counts. The model is left in eval mode."""
+    model.eval()
+    order = sorted(range(len(part.features)), key=lambda n: len(part.features[n].inputs["input_ids"]))
+    found: dict[int, Tensor] = {}
+    with torch.inference_mode():
+        for start in range(0, len(order), SCORE_BATCH):
+            numbers = order[start : start + SCORE_BATCH]
+            features = [part.features[n] for n in numbers]
+            batch = {name: t for name, t in task.collate(features, context).items() if name != "labels"}
+            logits = model(**batch).logits.float()
+            if logits.ndim > 2:
+                logits = logits[:, -batch["input_ids"].shape[1] :]  # without learned positions before the text
+            if not bool(torch.isfinite(logits).all()):
+                raise ModelError("the model gives NaN or infinity on validation rows; lower --learning-rate")
+            found |= {n: unpadded(logits[i], features[i], context) for i, n in enumerate(numbers)}
+    outputs = [found[n] for n in range(len(part.features))]
+    return task.counts(task.answers(outputs, part.features, context), part.rows, context)
+
+
+def unpadded(output: Tensor, feature: Feature, context: Context) -> Tensor:
+    """Output (L, ...) of one feature without the positions that padding added; other shapes as they are."""
+    length = len(feature.inputs["input_ids"])
+    if output.ndim < 2:
+        return output
+    return output[-length:] if context.tokenizer.padding_side == "left" else output[:length]
