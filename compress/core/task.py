@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.core.errors import DataError
@@ -44,7 +45,7 @@ class Context:
     """What rows are read with. columns: role -> column. labels: names by class number, () where a task has none.
 
     max_length: tokens that the model takes. decode: scores (n, C) of a row's words -> their classes together, where the
-    model has something better than the best of each.
+    model has something better than the best of each. settings: what the task has read from the model's folder.
     """
 
     tokenizer: Any
@@ -52,6 +53,7 @@ class Context:
     labels: tuple[str, ...]
     max_length: int
     decode: Callable[[Tensor], list[int]] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class Task(ABC):
     fields: ClassVar[tuple[Field, ...]]
     metrics: ClassVar[tuple[Metric, ...]]  # the first one is what tuning maximises
     config: ClassVar[dict[str, Any]] = {}  # of a new head, beside its labels
+    by_class: ClassVar[bool] = True  # the model's class says that it is for this task
+    tunable: ClassVar[bool] = True
 
     def columns(self, rows: Sequence[Row], given: Mapping[str, str], source: str) -> dict[str, str]:
         """role -> column name: what the user named, else the first usual name that is there.
@@ -87,19 +91,19 @@ class Task(ABC):
         there = list(dict.fromkeys(str(key) for row in rows[:1000] for key in row))
         listed = ", ".join(repr(name) if not name.isprintable() else name for name in there[:20]) or "none"
         found: dict[str, str] = {}
-        for field in self.fields:
-            wanted = given.get(field.role)
+        for asked in self.fields:
+            wanted = given.get(asked.role)
             if wanted is not None and wanted not in there:
                 raise DataError(f"{source} has no column {wanted!r}; the columns are: {listed}")
             by_name = {name.lower(): name for name in reversed(there) if name not in found.values()}
-            usual = next((by_name[name] for name in field.names if name in by_name), None)
+            usual = next((by_name[name] for name in asked.names if name in by_name), None)
             if (column := wanted or usual) is not None:
-                found[field.role] = column
-            elif field.required:
+                found[asked.role] = column
+            elif asked.required:
                 raise DataError(
-                    f"{self.name} reads a column of {field.role} and {source} has none called "
-                    f"{' or '.join(field.names[:4])}; the columns are: {listed}; name it with --columns "
-                    f"{field.role}=COLUMN"
+                    f"{self.name} reads a column of {asked.role} and {source} has none called "
+                    f"{' or '.join(asked.names[:4])}; the columns are: {listed}; name it with --columns "
+                    f"{asked.role}=COLUMN"
                 )
         return found
 
@@ -114,6 +118,16 @@ class Task(ABC):
     @abstractmethod
     def collate(self, features: Sequence[Feature], context: Context) -> dict[str, Tensor]:
         """One padded batch of int64 tensors (B, ...), `labels` included where there are any."""
+
+    def settings(self, folder: Path) -> dict[str, Any]:
+        """What the task needs to know of a model beside its config. Raises ModelError."""
+        del folder
+        return {}
+
+    def outputs(self, output: Any) -> Tensor:
+        """What answers are made from, (B, ...), of a model's output."""
+        logits: Tensor = output.logits
+        return logits
 
     @abstractmethod
     def answers(self, outputs: Sequence[Tensor], features: Sequence[Feature], context: Context) -> list[Any]:

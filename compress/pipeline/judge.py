@@ -74,7 +74,7 @@ def judge_task(
             outputs: dict[int, Tensor] = {}
             with outside.installed(which, vocabulary=False):  # type: ignore[arg-type]
                 for batch, trace in zip(text.heldout_batches, traces, strict=True):
-                    logits = replay.finish(trace).logits.float()
+                    logits = text.task.outputs(replay.finish(trace)).float()
                     outputs |= {number: logits[i].clone() for i, number in enumerate(batch)}
             found.append(outputs)
     return TaskScores(text, found[0], found[1]).measurements(subject)

@@ -62,7 +62,7 @@ def choose_task(name: str, architectures: Sequence[str]) -> Task | None:
         task: Task = load("task", name)
         return task
     tasks: list[Task] = [load("task", known) for known in names("task")]
-    return next((t for t in tasks for a in architectures if a.endswith(t.architecture)), None)
+    return next((t for t in tasks for a in architectures if t.by_class and a.endswith(t.architecture)), None)
 
 
 def read_labelled(wanted: Wanted, architectures: Sequence[str]) -> Labelled:
@@ -117,6 +117,8 @@ def _task_of_columns(table: Table, wanted: Wanted) -> tuple[Task, Table]:
     """The first task whose columns are all there; a text file may be words with tags."""
     for name in ("token-classification", *(n for n in names("task") if n != "token-classification")):
         task: Task = load("task", name)
+        if not task.tunable:
+            continue
         try:
             task.columns(table.rows, wanted.columns, table.source)
         except DataError:
@@ -201,7 +203,7 @@ def wanted_rows(recipe: Recipe, folder: Path, config: Any) -> WantedRows | None:
     known = read_task(folder) if recipe.data is None else None
     if recipe.data is None and (known is None or not _there(known["data"])):
         return None
-    labels = tuple(str(config.id2label[n]) for n in sorted(config.id2label))
+    labels = tuple(str(config.id2label[n]) for n in sorted(config.id2label)) if task.by_class else ()
     columns = recipe.columns or (known["columns"] if known else {})
     seed = known["seed"] if known else recipe.seed
     wanted = Wanted(known["data"] if known else str(recipe.data), task.name, columns, seed, labels=labels)

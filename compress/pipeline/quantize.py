@@ -204,7 +204,8 @@ def _data(recipe: Recipe, opened: Opened, checkpoint: Checkpoint) -> tuple[Prepa
         labelled = read_labelled(wanted.rows, checkpoint.config.architectures or [])
         crf = read_crf(opened.folder, labelled.labels)
         length, decode = min(wanted.max_length, limit), crf.decode if crf is not None else None
-        context = Context(tokenizer, labelled.columns, labelled.labels, length, decode)
+        found = labelled.task.settings(opened.folder)
+        context = Context(tokenizer, labelled.columns, labelled.labels, length, decode, found)
         held = EVAL_ROWS if recipe.eval_samples is None else recipe.eval_samples
         text = task_text(labelled, context, recipe.samples * recipe.seq_len, held, recipe.seed)
         return prepared(text, labelled, context.max_length), text

@@ -6,6 +6,7 @@ Rows of one length make a batch, so that no padding is counted in statistics and
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -140,7 +141,8 @@ class TaskScores:
             Measurement(subject, f"{m.name}_change", m.unit, float(v), *b, n=len(text.rows), detail={"paired": True})
             for m, v, b in zip(task.metrics, values, bounds, strict=True)
         ]
-        return rows + self._divergence(subject)
+        rows = [row for row in rows if math.isfinite(row.median)]
+        return rows + (self._divergence(subject) if task.by_class else [])
 
     def _counts(self, found: dict[int, Tensor]) -> Array:
         outputs = [found[n] for n in range(len(self.text.heldout))]

@@ -82,6 +82,8 @@ def _prepare(recipe: TuneRecipe, hooks: Hooks) -> Prepared:
     )
     wanted = Wanted(recipe.data, recipe.task, recipe.columns, recipe.seed, recipe.strict)
     labelled = read_labelled(wanted, config.architectures or [])
+    if not labelled.task.tunable:
+        raise UsageError(f"{labelled.task.name} models are measured and quantized here, not tuned")
     if recipe.crf and labelled.task.name != "token-classification":
         raise UsageError(f"--crf is for tags of words; {labelled.task.name} has none")
     tokenizer = inputs.load_tokenizer(opened.folder, recipe.trust_remote_code)

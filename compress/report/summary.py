@@ -169,7 +169,7 @@ def _figure(record: RunRecord, name: str) -> Figure | None:
     if name == "perplexity" and (ratio := find(record, target(record), "perplexity_ratio")):
         notes = [f"{words.TIMES}{words.amount('perplexity_ratio', ratio.median)} {words.interval(ratio)}".strip()]
     elif moved := find(record, target(record), f"{name}{CHANGE}"):
-        notes.append(f"{words.points(moved.median)} {words.interval(moved)}".strip())
+        notes.append(words.change(moved))
     elif name in SPEED and ours and base and base.median > 0 and ours.median > 0:
         notes.append(change(name, base, ours))
     label = words.LABELS.get(name, name)

@@ -30,6 +30,10 @@ LABELS = {
     "accuracy": "accuracy",
     "f1_macro": "macro F1",
     "entity_f1": "entity F1",
+    "recall_at_1": "recall@1",
+    "recall_at_10": "recall@10",
+    "mrr": "mean reciprocal rank",
+    "spearman": "Spearman",
     "prefill_tokens_per_s": "prefill",
     "decode_tokens_per_s": "decode",
     "latency_ms": "latency",
@@ -43,6 +47,10 @@ HIGHER_IS_BETTER = frozenset(
         "accuracy",
         "f1_macro",
         "entity_f1",
+        "recall_at_1",
+        "recall_at_10",
+        "mrr",
+        "spearman",
         "prefill_tokens_per_s",
         "decode_tokens_per_s",
     }
@@ -237,9 +245,15 @@ def interval(measurement: Measurement | None) -> str:
     return f"[{low}, {high}]"
 
 
-def points(fraction: float) -> str:
-    """A difference of two shares as `-1.67 points`, by hundreds."""
-    return f"{100 * fraction:+.2f} points"
+def change(measurement: Measurement) -> str:
+    """A difference with its interval: `-1.67 points [-5.00, 0.00]` of shares, `-0.0012 [-0.0031, 0.0004]` of others."""
+    share = measurement.unit == "fraction"
+    scale, digits = (100, 2) if share else (1, 4)
+    low, high = measurement.low, measurement.high
+    said = f"{scale * measurement.median:+.{digits}f}{' points' if share else ''}"
+    if low is None or high is None or not (finite(low) and finite(high)):
+        return said
+    return f"{said} [{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
 
 
 def plain_value(value: object, limit: int = 400) -> str:

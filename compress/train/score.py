@@ -33,7 +33,7 @@ def score(model: nn.Module, task: Task, context: Context, part: Part) -> Array:
             numbers = order[start : start + SCORE_BATCH]
             features = [part.features[n] for n in numbers]
             batch = {name: t for name, t in task.collate(features, context).items() if name != "labels"}
-            logits = model(**batch).logits.float()
+            logits = task.outputs(model(**batch)).float()
             if logits.ndim > 2:
                 logits = logits[:, -batch["input_ids"].shape[1] :]  # without learned positions before the text
             if not bool(torch.isfinite(logits).all()):

@@ -1,0 +1,159 @@
+"""Text -> vector: search and similarity. recall@1, recall@10 and MRR of finding each query's passage among all.
+
+With a column of similarities instead, Spearman's rank correlation of cosine and similarity.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compress.core.errors import DataError, ModelError
+from compress.core.task import Context, Feature, Field, Metric, Row, Task, text_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compress.core.numerics.bootstrap import Array
+
+POOLINGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
+QUERY, PASSAGE = 0, 1
+
+
+class FeatureExtraction(Task):
+    """A row is a query and the passage that answers it; both are embedded."""
+
+    name = "feature-extraction"
+    auto = "AutoModel"
+    peft = "FEATURE_EXTRACTION"
+    architecture = "Model"
+    by_class = False
+    tunable = False
+    fields = (
+        Field("query", ("query", "question", "anchor", "title", "sentence1", "text1")),
+        Field("passage", ("passage", "positive", "document", "context", "answer", "article", "body", "sentence2",
+                          "text2")),
+        Field("similarity", ("similarity", "score", "similarity_score"), required=False),
+    )  # fmt: skip
+    metrics = (Metric("recall_at_10"), Metric("recall_at_1"), Metric("mrr", ""), Metric("spearman", ""))
+
+    def labels(self, rows: Sequence[Row], columns: Mapping[str, str], source: str) -> tuple[str, ...]:
+        """None. Raises DataError for similarities that are no numbers."""
+        for number, row in enumerate(rows):
+            if "similarity" in columns:
+                similarity_of(row, columns["similarity"], number, source)
+        return ()
+
+    def settings(self, folder: Path) -> dict[str, Any]:
+        """How vectors are pooled, by the files of sentence-transformers; else by mean. Cosines need no more."""
+        modules = _json(folder / "modules.json", [])
+        paths = {str(m.get("type", "")).rpartition(".")[2]: str(m.get("path", "")) for m in modules}
+        if "Dense" in paths:
+            raise ModelError(f"{folder} ends in a Dense layer of sentence-transformers, which is not part of the model")
+        found = _json(folder / paths["Pooling"] / "config.json", {}) if "Pooling" in paths else {}
+        modes = [mode for name, mode in POOLINGS.items() if found.get(name)]
+        if found and len(modes) != 1:
+            raise ModelError(f"{folder} pools by {', '.join(modes) or 'none of ' + ', '.join(POOLINGS.values())}; "
+                             "cls, mean and max are known, one at a time")  # fmt: skip
+        return {"pooling": modes[0] if modes else "mean"}
+
+    def features(self, rows: Sequence[Row], context: Context) -> list[Feature]:
+        """Two features a row: query, then passage, each cut to max_length."""
+        found = []
+        for number, row in enumerate(rows):
+            for unit, role in ((QUERY, "query"), (PASSAGE, "passage")):
+                text = text_of(row, context.columns[role], number)
+                full = context.tokenizer(text, truncation=True, max_length=context.max_length)
+                inputs = {name: list(ids) for name, ids in full.items()}
+                found.append(Feature(inputs, number, (unit,), len(inputs["input_ids"]) >= context.max_length))
+        return found
+
+    def collate(self, features: Sequence[Feature], context: Context) -> dict[str, Tensor]:
+        """Padded by the tokenizer to the longest."""
+        return dict(context.tokenizer.pad([f.inputs for f in features], return_tensors="pt"))
+
+    def outputs(self, output: Any) -> Tensor:
+        """The last hidden states (B, L, D)."""
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def answers(
+        self, outputs: Sequence[Tensor], features: Sequence[Feature], context: Context
+    ) -> list[tuple[Array, Array]]:
+        """(query, passage) vectors of each row, float64. outputs: (L, D) without padding."""
+        vectors = [pooled(hidden, str(context.settings.get("pooling", "mean"))) for hidden in outputs]
+        found: dict[int, dict[int, Array]] = {}
+        for vector, feature in zip(vectors, features, strict=True):
+            found.setdefault(feature.row, {})[feature.units[0]] = vector
+        return [(pair[QUERY], pair[PASSAGE]) for _, pair in sorted(found.items())]
+
+    def counts(self, answers: Sequence[Any], rows: Sequence[Row], context: Context) -> Array:
+        """(rows, 10): found first, found among ten, 1 / rank, 1; then the sums of the rank correlation.
+
+        The passage's rank is among the different passages of all rows, equal scores against it. Ranks of similarities
+        and cosines are those of all rows, so the interval of Spearman's rho is that of the correlation of fixed ranks.
+        """
+        queries = _unit(np.stack([query for query, _ in answers]))
+        passages = _unit(np.stack([passage for _, passage in answers]))
+        texts = [text_of(row, context.columns["passage"], n) for n, row in enumerate(rows)]
+        first = {text: n for n, text in reversed(list(enumerate(texts)))}
+        kept = sorted(first.values())
+        scores = queries @ passages[kept].T
+        own = np.array([kept.index(first[text]) for text in texts])
+        mine = scores[np.arange(len(rows)), own][:, None]
+        ranks = (scores >= mine).sum(1)
+        counts = np.zeros((len(rows), 10))
+        counts[:, :4] = np.stack([ranks <= 1, ranks <= 10, 1 / ranks, np.ones(len(rows))], axis=1)
+        if "similarity" in context.columns:
+            from scipy.stats import rankdata
+
+            truth = [similarity_of(row, context.columns["similarity"], n) for n, row in enumerate(rows)]
+            x, y = rankdata((queries * passages).sum(1)), rankdata(truth)
+            counts[:, 4:] = np.stack([x, y, x * x, y * y, x * y, np.ones(len(rows))], axis=1)
+        return counts
+
+    def figures(self, totals: Array) -> Array:
+        """recall@10, recall@1, mean reciprocal rank; Spearman's rho, nan without similarities."""
+        at_1, at_10, reciprocal, n, x, y, xx, yy, xy, m = totals.T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rho = (m * xy - x * y) / np.sqrt((m * xx - x * x) * (m * yy - y * y))
+        return np.stack([at_10 / n, at_1 / n, reciprocal / n, rho], axis=1)
+
+
+def pooled(hidden: Tensor, mode: str) -> Array:
+    """One vector (D,) float64 of hidden states (L, D): the first, the mean, or the largest of each."""
+    values = hidden.double()
+    found = values[0] if mode == "cls" else values.mean(0) if mode == "mean" else values.max(0).values
+    return np.asarray(found.numpy(), dtype=np.float64)
+
+
+def similarity_of(row: Row, column: str, number: int, source: str = "the data") -> float:
+    """The similarity in a cell. Raises DataError when it is no number."""
+    value = row.get(column)
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise DataError(
+            f"row {number + 1} of {source} has {value!r} in column {column!r}, which is no number"
+        ) from None
+
+
+def _unit(vectors: Array) -> Array:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1)
+
+
+def _json(path: Path, default: Any) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return default
+    except (OSError, ValueError):
+        raise ModelError(f"{path} cannot be read; copy it anew from the model") from None
+
+
+TASK = FeatureExtraction()
