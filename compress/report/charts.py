@@ -27,6 +27,7 @@ from compress.report.chartkit import (
     symbol,
 )
 from compress.report.compare import kl_chart, quality_chart, speed_chart
+from compress.report.curve import loss_chart, score_chart
 
 BITS_SCALE = [[0.0, "#c7e9e4"], [0.5, "#3fb3a5"], [1.0, "#0b5d66"]]
 MAX_ROLES, MAX_BLOCKS = 24, 512
@@ -35,6 +36,8 @@ MAX_ROLES, MAX_BLOCKS = 24, 512
 def build(record: RunRecord) -> list[Chart]:
     """Every chart that the record has data for, in reading order."""
     makers: tuple[Callable[[RunRecord], Chart | None], ...] = (
+        loss_chart,
+        score_chart,
         parts_chart,
         block_bytes_chart,
         bits_chart,

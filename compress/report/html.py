@@ -20,6 +20,11 @@ from compress.report.pieces import Cell, Column, card, chart, code, esc, facts, 
 MAX_ROWS, MAX_SAMPLES, MAX_NOTES = 600, 24, 100
 MAX_SAMPLE = 6000
 GROUPS = (
+    (
+        "training",
+        "Training",
+        "The loss is that of training rows; scores are of rows that the model is not trained on.",
+    ),
     ("size", "Size", ""),
     ("quality", "Quality", "Whiskers and brackets are 95 % intervals."),
     ("speed", "Speed", ""),
@@ -85,6 +90,7 @@ def _title(record: RunRecord) -> str:
 def _body(record: RunRecord, drawn: list[Chart]) -> str:
     by_group = {key: "".join(chart(c) for c in drawn if c.group == key) for key, _, _ in GROUPS}
     extra = {
+        "training": "",
         "size": _roles(record),
         "quality": _subjects(record, "Quality by model", (*summary.QUALITY, *summary.other_names(record))),
         "speed": _subjects(record, "Speed by model", summary.SPEED),

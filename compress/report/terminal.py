@@ -161,7 +161,7 @@ def _training(record: RunRecord) -> RenderableType | None:
     for row in rows:
         cells = [words.amount(name, row.scores[name], "fraction") for name in names]
         table.add_row(
-            *(Text(cell) for cell in (words.number(row.epoch), words.number(row.loss, 3), *cells)),
+            *(Text(cell) for cell in (f"{row.epoch:g}", words.number(row.loss, 3), *cells)),
             Text("kept" if row.kept else "", style=GOOD),
         )
     return _section("Training (scores of validation rows)", table)

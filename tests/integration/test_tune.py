@@ -79,7 +79,10 @@ def test_topics_are_learned_and_the_model_opens_anywhere(topics: tuple[Path, Run
     classify = transformers.pipeline("text-classification", model=str(out), device="cpu")
     said = [answer["label"] for answer in classify(["river goal match goal 7", "market bread bread salt 9"])]
     assert said == ["sport", "food"]
-    assert (out / "report.html").is_file()
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert 'id="training"' in page
+    assert "the loss went from" in page.lower()
+    assert "Validation scores" in page
     assert not (out / "compress" / "work").exists()
 
 

@@ -1,0 +1,58 @@
+"""The loss of a training run, step by step, and the validation score after every epoch."""
+
+from __future__ import annotations
+
+from compress.core.types import RunRecord
+from compress.report import summary, words
+from compress.report.chartkit import ACCENT, Chart, Json, axis, color, layout, sentence, sign, symbol
+
+
+def loss_chart(record: RunRecord) -> Chart | None:
+    """Training loss against steps."""
+    lines = [line for line in record.training.get("lines", []) if words.finite(line.get("loss"))]
+    if len(lines) < 2:
+        return None
+    x, y = [int(line["step"]) for line in lines], [float(line["loss"]) for line in lines]
+    trace: Json = {
+        "type": "scatter",
+        "mode": "lines+markers" if len(x) < 60 else "lines",
+        "x": x,
+        "y": y,
+        "line": {"color": ACCENT},
+        "hovertemplate": "step %{x}: %{y:.4f}<extra></extra>",
+    }
+    said = f"the loss went from {words.number(y[0])} to {words.number(y[-1])} in {words.plural(x[-1], 'step')}"
+    figure = {"data": [trace], "layout": layout(axis("step"), axis("loss", {"rangemode": "tozero"}))}
+    return Chart("loss", "training", "Loss", sentence(said), figure, 260)
+
+
+def score_chart(record: RunRecord) -> Chart | None:
+    """Scores of validation rows after every epoch; the kept epoch in the sentence."""
+    rows = summary.epochs(record)
+    if len(rows) < 2:
+        return None
+    names = list(rows[0].scores)
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": words.LABELS.get(name, name),
+            "x": [row.epoch for row in rows],
+            "y": [100 * row.scores[name] for row in rows],
+            "line": {"color": color(n)},
+            "marker": {"symbol": symbol(n), "color": color(n)},
+            "hovertemplate": "epoch %{x}: %{y:.2f} %<extra></extra>",
+        }
+        for n, name in enumerate(names)
+    ]
+    kept = next((row for row in rows if row.kept), None)
+    if kept is None:
+        return None
+    first = names[0]
+    said = (
+        f"the model is that of epoch {kept.epoch:g}, "
+        f"with {words.LABELS.get(first, first)} {words.percent(kept.scores[first])} on validation rows"
+    )
+    figure = {"data": traces, "layout": layout(axis("epoch"), axis("%"))}
+    legend = tuple((words.LABELS.get(name, name), color(n), sign(n)) for n, name in enumerate(names))
+    return Chart("scores", "training", "Validation scores", sentence(said), figure, 260, legend)
