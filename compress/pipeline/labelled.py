@@ -115,6 +115,9 @@ def _flat(value: Any) -> str:
 
 def _task_of_columns(table: Table, wanted: Wanted) -> tuple[Task, Table]:
     """The first task whose columns are all there; a text file may be words with tags."""
+    there = list(dict.fromkeys(str(key) for row in table.rows[:1000] for key in row))
+    if absent := next((column for column in wanted.columns.values() if column not in there), None):
+        raise DataError(f"{table.source} has no column {absent!r}; the columns are: {', '.join(there[:20])}")
     for name in ("token-classification", *(n for n in names("task") if n != "token-classification")):
         task: Task = load("task", name)
         if not task.tunable:

@@ -211,3 +211,8 @@ def test_an_embedder_is_judged_by_what_it_finds(tmp_path: Path) -> None:
     assert not [m for m in record.measurements if m.name in ("spearman", "kl")]
     with pytest.raises(UsageError, match="feature-extraction models are measured and quantized here, not tuned"):
         run(folder, data, tmp_path / "tuned", task="feature-extraction")
+
+
+def test_a_column_that_is_not_there(bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no column 'stars'; the columns are: text, label"):
+        run(bert, write_topics(tmp_path / "t.csv"), tmp_path / "out", columns={"label": "stars"})
