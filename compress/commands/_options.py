@@ -18,6 +18,9 @@ def _fields(file: Path) -> list[str]:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (OSError, SyntaxError):
         return []  # installed without sources: --option NAME=VALUE still names the options in its error
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and "Options" in {name.name for name in node.names}:  # dora has lora's
+            return _fields(file.with_name(f"{(node.module or '').rpartition('.')[2]}.py"))
     options = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Options")
     fields = [line for node in options for line in node.body if isinstance(line, ast.AnnAssign)]
     return [f"{ast.unparse(field.target)}={_values(field)}" for field in fields if field.value is not None]

@@ -34,6 +34,13 @@ MODEL = typer.Argument(
 )
 OPTION = typer.Option(None, metavar="NAME=VALUE", help="Setting of the method, see below; repeatable.")
 COLUMNS = typer.Option(None, metavar="ROLE=COLUMN", help="Columns of labelled data, where names are unusual.")
+SEED = typer.Option(None, help="Seed of every random choice [default: 0].")
+THREADS = typer.Option(None, help="Torch threads; 0 takes the physical cores [default: 0].")
+RECIPE = typer.Option(None, help="YAML file of these settings; the command line wins.")
+ALLOW_PICKLE = typer.Option(False, "--allow-pickle", help="Open .bin weights, with weights_only=True.")
+TRUST = typer.Option(False, "--trust-remote-code", help="Run code that comes with the model.")
+OVERWRITE = typer.Option(False, "--overwrite", help="Start over in an output folder of an earlier run.")
+NOT_SETTINGS = {"json", "quiet", "verbose", "overwrite", "recipe"}  # options that are no part of a recipe
 
 
 class Command(TyperCommand):
@@ -66,6 +73,16 @@ def summary(doc: str | None) -> str:
     """The help of a command from the docstring of its file: what follows "`compress verb`: ", as a sentence."""
     said = (doc or "").partition("`: ")[2].strip()
     return said[:1].upper() + said[1:]
+
+
+def settings_of(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings that were given, of a command's arguments: None, and False of a flag, mean that one was not.
+
+    Raises RecipeError for a pair that is none.
+    """
+    found = {name: value for name, value in values.items() if name not in NOT_SETTINGS | {"option"}}
+    found |= {"columns": roles(values.get("columns")), "options": named(values.get("option"))}
+    return {name: value for name, value in found.items() if value is not None and value is not False}
 
 
 def roles(columns: list[str] | None) -> dict[str, str] | None:

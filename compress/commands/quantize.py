@@ -52,27 +52,27 @@ def command(
     eval_samples: int | None = typer.Option(
         None, help="Held-out documents or labelled rows; 0 measures nothing [default: 16 documents, 500 rows]."
     ),
-    seed: int | None = typer.Option(None, help="Seed of every random choice [default: 0]."),
+    seed: int | None = _run.SEED,
     generate: int | None = typer.Option(None, help="Sample texts by both models [default: 3]."),
-    threads: int | None = typer.Option(None, help="Torch threads; 0 takes the physical cores [default: 0]."),
+    threads: int | None = _run.THREADS,
     device: str | None = typer.Option(None, help="Where statistics are kept: cpu, cuda, cuda:1 [default: cpu]."),
     max_shard_size: str | None = typer.Option(None, help="Largest weight file [default: 5GB]."),
     verify: bool | None = typer.Option(
         None, "--verify/--no-verify", help="Open the result with transformers and compare [default: verify]."
     ),
-    recipe: str | None = typer.Option(None, help="YAML file of these settings; the command line wins."),
-    allow_pickle: bool = typer.Option(False, "--allow-pickle", help="Open .bin weights, with weights_only=True."),
-    trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help="Run code that comes with the model."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Start over in an output folder of an earlier run."),
+    recipe: str | None = _run.RECIPE,
+    allow_pickle: bool = _run.ALLOW_PICKLE,
+    trust_remote_code: bool = _run.TRUST,
+    overwrite: bool = _run.OVERWRITE,
     json: bool = _run.JSON,
     quiet: bool = _run.QUIET,
     verbose: bool = _run.VERBOSE,
 ) -> None:
     """Quantize a model and report what it cost."""
-    given = {name: value for name, value in locals().items() if name not in NOT_SETTINGS}
+    given = dict(locals())
     output = _run.Output(json, quiet, verbose, resumes=True)
     with _run.errors_as_sentences(output):
-        made = build_recipe(given | {"columns": _run.roles(columns), "options": _run.named(option)}, recipe)
+        made = build_recipe(given, recipe)
         from compress.pipeline.hooks import Hooks
         from compress.pipeline.quantize import quantize
 
@@ -81,17 +81,13 @@ def command(
         _run.show(record, output)
 
 
-NOT_SETTINGS = {"json", "quiet", "verbose", "overwrite", "recipe", "option", "columns"}
-
-
 def build_recipe(given: dict[str, Any], recipe: str | None) -> Any:
     """A Recipe from what was given on the command line (None and False mean: not given), over a recipe file."""
     from compress.core.errors import RecipeError
     from compress.recipe import Recipe
 
-    settings = {name: value for name, value in given.items() if value is not None and value is not False}
-    if (given.get("symmetric"), given.get("verify")) != (None, None):
-        settings |= {name: given[name] for name in ("symmetric", "verify") if given[name] is not None}
+    settings = _run.settings_of(given)
+    settings |= {name: given[name] for name in ("symmetric", "verify") if given.get(name) is not None}
     if "group_size" in settings and settings["group_size"] != "auto":
         try:
             settings["group_size"] = int(settings["group_size"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import typer
 
 from compress.commands import _run
@@ -49,35 +47,27 @@ def command(
     resample: str | None = typer.Option(None, help="Rare classes: none or weights [default: none]."),
     bf16: bool = typer.Option(False, "--bf16", help="Compute in bfloat16."),
     checkpointing: bool = typer.Option(False, "--checkpointing", help="Less memory, more time."),
-    seed: int | None = typer.Option(None, help="Seed of every random choice [default: 0]."),
-    threads: int | None = typer.Option(None, help="Torch threads; 0 takes the physical cores [default: 0]."),
-    recipe: str | None = typer.Option(None, help="YAML file of these settings; the command line wins."),
-    allow_pickle: bool = typer.Option(False, "--allow-pickle", help="Open .bin weights, with weights_only=True."),
-    trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help="Run code that comes with the model."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Start over in an output folder of an earlier run."),
+    seed: int | None = _run.SEED,
+    threads: int | None = _run.THREADS,
+    recipe: str | None = _run.RECIPE,
+    allow_pickle: bool = _run.ALLOW_PICKLE,
+    trust_remote_code: bool = _run.TRUST,
+    overwrite: bool = _run.OVERWRITE,
     json: bool = _run.JSON,
     quiet: bool = _run.QUIET,
     verbose: bool = _run.VERBOSE,
 ) -> None:
     """Make or adapt a task model and report its scores."""
-    given = {name: value for name, value in locals().items() if name not in NOT_SETTINGS}
+    given = dict(locals())
     output = _run.Output(json, quiet, verbose, resumes=True)
     with _run.errors_as_sentences(output):
-        made = build_recipe(given | {"columns": _run.roles(columns), "options": _run.named(option)}, recipe)
+        from compress.recipe import TuneRecipe
+
+        settings = _run.settings_of(given)
+        made = TuneRecipe.read(recipe, **settings) if recipe else TuneRecipe.build(**settings)
         from compress.pipeline.hooks import Hooks
         from compress.pipeline.tune import tune
 
         with _run.Bars(output) as bars:
             record = tune(made, overwrite, Hooks(bars.report, bars.say))
         _run.show(record, output)
-
-
-NOT_SETTINGS = {"json", "quiet", "verbose", "overwrite", "recipe", "columns", "option"}
-
-
-def build_recipe(given: dict[str, Any], recipe: str | None) -> Any:
-    """A TuneRecipe from what was given on the command line (None and False mean: not given), over a recipe file."""
-    from compress.recipe import TuneRecipe
-
-    settings = {name: value for name, value in given.items() if value is not None and value is not False}
-    return TuneRecipe.read(recipe, **settings) if recipe else TuneRecipe.build(**settings)

@@ -61,8 +61,9 @@ class Crf(nn.Module):
         """The best tags of one sentence, by Viterbi. emissions: (n, C) of its words."""
         if not len(emissions):
             return []
-        mask = torch.ones(1, len(emissions), dtype=torch.bool)
-        best: list[int] = self.chain.decode(emissions.float().unsqueeze(0), mask)[0]
+        emissions = emissions.float().to(self.chain.transitions.device)
+        mask = torch.ones(1, len(emissions), dtype=torch.bool, device=emissions.device)
+        best: list[int] = self.chain.decode(emissions.unsqueeze(0), mask)[0]
         return best
 
     def dumps(self) -> bytes:

@@ -25,11 +25,15 @@ IGNORED = -100  # the label of positions that are not scored: torch's own conven
 
 @dataclass(frozen=True)
 class Field:
-    """One column that a task reads. names: what it is usually called, best first, lower case."""
+    """One column that a task reads. names: what it is usually called, best first, lower case.
+
+    answer: it holds what is to be found, not text that the model reads.
+    """
 
     role: str
     names: tuple[str, ...]
     required: bool = True
+    answer: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,12 @@ class Task(ABC):
     name: ClassVar[str]
     auto: ClassVar[str]  # the AutoModel class of transformers
     peft: ClassVar[str]  # peft's name of the task
-    architecture: ClassVar[str]  # how the names of its model classes end
+    architecture: ClassVar[str] = ""  # how the names of its model classes end; empty where the class does not tell
     fields: ClassVar[tuple[Field, ...]]
     metrics: ClassVar[tuple[Metric, ...]]  # the first one is what tuning maximises
     config: ClassVar[dict[str, Any]] = {}  # of a new head, beside its labels
-    by_class: ClassVar[bool] = True  # the model's class says that it is for this task
+    classes: ClassVar[bool] = True  # the model's outputs are scores of classes, named in its config
+    words: ClassVar[bool] = False  # a row is words with a tag each
     tunable: ClassVar[bool] = True
 
     def columns(self, rows: Sequence[Row], given: Mapping[str, str], source: str) -> dict[str, str]:
@@ -106,6 +111,21 @@ class Task(ABC):
                     f"{asked.role}=COLUMN"
                 )
         return found
+
+    def texts(self, rows: Sequence[Row], columns: Mapping[str, str], source: str) -> list[str]:
+        """What the model reads of each row, as one string: rows with the same are copies. Raises DataError."""
+        read = [columns[f.role] for f in self.fields if f.role in columns and not f.answer]
+        return [" ".join(text_of(row, column, n, source) for column in read) for n, row in enumerate(rows)]
+
+    def strata(self, rows: Sequence[Row], columns: Mapping[str, str]) -> list[str]:
+        """A group for each row; every part of the data gets the same share of each."""
+        del columns
+        return [""] * len(rows)
+
+    def sound(self, rows: Sequence[Row], columns: Mapping[str, str]) -> tuple[list[Row], list[tuple[int, int]]]:
+        """Rows with mended answers, and (row number, how many were mended) of those where it was needed."""
+        del columns
+        return list(rows), []
 
     @abstractmethod
     def labels(self, rows: Sequence[Row], columns: Mapping[str, str], source: str) -> tuple[str, ...]:
@@ -153,11 +173,3 @@ def text_of(row: Row, column: str, number: int, source: str = "the data") -> str
     if not isinstance(value, str):
         raise DataError(f"row {number + 1} of {source} has {value!r} in column {column!r} where text should be")
     return value
-
-
-def by_row(features: Sequence[Feature]) -> dict[int, list[int]]:
-    """Numbers of the features of each row, in order."""
-    found: dict[int, list[int]] = {}
-    for number, feature in enumerate(features):
-        found.setdefault(feature.row, []).append(number)
-    return dict(sorted(found.items()))

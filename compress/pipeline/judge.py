@@ -14,7 +14,7 @@ from compress.core.checkpoint import Checkpoint
 from compress.core.safetensors_file import pending, write_file
 from compress.core.types import Measurement, Structure, TokenSet
 from compress.measure.quality import DocumentScore, HiddenScore, score_chunk, score_hidden, summarise, summarise_hidden
-from compress.pipeline.outside import Outside
+from compress.pipeline.outside import Outside, Which
 from compress.pipeline.replay import Replay, Trace
 from compress.pipeline.stream import Streams
 from compress.pipeline.task_text import TaskScores, TaskText
@@ -69,10 +69,11 @@ def judge_task(
 ) -> list[Measurement]:
     """The task's own figures of both models on held-out rows. Memory: the outputs of all rows, no vocabulary."""
     found: list[dict[int, Tensor]] = []
+    both: tuple[tuple[Which, list[Trace]], ...] = (("original", streams.original), ("compressed", streams.compressed))
     with Replay(checkpoint.model, structure.blocks) as replay:
-        for which, traces in (("original", streams.original), ("compressed", streams.compressed)):
+        for which, traces in both:
             outputs: dict[int, Tensor] = {}
-            with outside.installed(which, vocabulary=False):  # type: ignore[arg-type]
+            with outside.installed(which, vocabulary=False):
                 for batch, trace in zip(text.heldout_batches, traces, strict=True):
                     logits = text.task.outputs(replay.finish(trace)).float()
                     outputs |= {number: logits[i].clone() for i, number in enumerate(batch)}

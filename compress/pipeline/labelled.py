@@ -1,21 +1,20 @@
-"""Labelled data for one task: which task it is, rows read and divided, features, and what the report says of them."""
+"""Labelled data for one task: which task it is, rows read and divided, and found again by later commands."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from calibrate.divide import Division, divide
 from calibrate.rows import Table, read_rows
-from compress.core.errors import DataError, ModelError
+from compress.core.errors import DataError, ModelError, UsageError
 from compress.core.fingerprint import digest
 from compress.core.registry import load, names
 from compress.core.task import Context, Row, Task
-from compress.core.tasks.token_classification import repair
 from compress.recipe import Recipe
 from compress.train.score import Part
 
@@ -62,28 +61,36 @@ def choose_task(name: str, architectures: Sequence[str]) -> Task | None:
         task: Task = load("task", name)
         return task
     tasks: list[Task] = [load("task", known) for known in names("task")]
-    return next((t for t in tasks for a in architectures if t.by_class and a.endswith(t.architecture)), None)
+    return next((t for t in tasks for a in architectures if t.architecture and a.endswith(t.architecture)), None)
 
 
 def read_labelled(wanted: Wanted, architectures: Sequence[str]) -> Labelled:
     """Read, check and divide the rows of `wanted.data`. Raises DataError and UsageError."""
     task = choose_task(wanted.task, architectures)
-    table = read_rows(wanted.data, tagged=task is not None and task.name == "token-classification")
+    table = read_rows(wanted.data, tagged=task is not None and task.words)
     if task is None:
         task, table = _task_of_columns(table, wanted)
+    return _divided(task, table, wanted)
+
+
+def _divided(task: Task, table: Table, wanted: Wanted) -> Labelled:
     columns = task.columns(table.rows, wanted.columns, table.source)
-    rows, repaired = _repaired(task, table, columns, wanted.strict)
-    labels = task.labels(rows, columns, table.source)
-    found = task.balance(rows, columns)
-    texts = [" ".join(_flat(row.get(column)) for role, column in columns.items() if role not in _ANSWERS)
-             for row in rows]  # fmt: skip
-    strata = [str(row.get(columns["label"])) for row in rows] if "label" in columns else [""] * len(rows)
+    texts = task.texts(table.rows, columns, table.source)
+    labels = task.labels(table.rows, columns, table.source)
+    rows, mended = task.sound(table.rows, columns)
+    if mended and wanted.strict:
+        raise DataError(f"row {mended[0][0] + 1} of {table.source} has an I- tag that no B- tag begins; mend it, or "
+                        "leave out --strict to have it read as B-")  # fmt: skip
+    strata = task.strata(rows, columns)
     division = divide(texts, strata, table.given, wanted.seed)
-    notes = [*table.notes, *_remarks(division, found), *([repaired] if repaired else [])]
+    found = task.balance(rows, columns)
+    notes = [*table.notes, *_remarks(division, found, sum(count for _, count in mended))]
     if wanted.labels:
         if unknown := sorted(set(labels) - set(wanted.labels)):
-            raise DataError(f"{table.source} has labels that the model does not know: {', '.join(unknown[:8])}; "
-                            f"it knows {', '.join(wanted.labels[:8])}")  # fmt: skip
+            raise DataError(
+                f"{table.source} has labels that the model does not know: {', '.join(unknown[:8])}; it knows "
+                f"{', '.join(wanted.labels[:8])}; to use it as text only, name its column with --text-column"
+            )
         labels = wanted.labels
     elif missing := sorted(set(labels) - set(task.labels([rows[n] for n in division.train], columns, table.source))):
         raise DataError(f"the labels {', '.join(missing[:8])} are in no training row, only in held-out ones; "
@@ -106,52 +113,24 @@ def read_labelled(wanted: Wanted, architectures: Sequence[str]) -> Labelled:
     return Labelled(task, tuple(rows), columns, labels, division, card, tuple(notes))
 
 
-_ANSWERS = ("label", "tags", "answers")
-
-
-def _flat(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
 def _task_of_columns(table: Table, wanted: Wanted) -> tuple[Task, Table]:
     """The first task whose columns are all there; a text file may be words with tags."""
     there = list(dict.fromkeys(str(key) for row in table.rows[:1000] for key in row))
     if absent := next((column for column in wanted.columns.values() if column not in there), None):
         raise DataError(f"{table.source} has no column {absent!r}; the columns are: {', '.join(there[:20])}")
-    for name in ("token-classification", *(n for n in names("task") if n != "token-classification")):
-        task: Task = load("task", name)
-        if not task.tunable:
-            continue
-        try:
+    tasks: list[Task] = [task for name in names("task") if (task := load("task", name)).tunable]
+    for task in sorted(tasks, key=lambda task: not task.words):  # words are the more unusual column
+        with suppress(DataError):
             task.columns(table.rows, wanted.columns, table.source)
-        except DataError:
-            continue
-        return task, table
+            return task, table
     if table.format == "txt":
         with suppress(DataError):
-            return load("task", "token-classification"), read_rows(wanted.data, tagged=True)
+            return next(task for task in tasks if task.words), read_rows(wanted.data, tagged=True)
     raise DataError(f"no task fits the columns of {table.source}; name one with --task ({', '.join(names('task'))})")
 
 
-def _repaired(task: Task, table: Table, columns: Mapping[str, str], strict: bool) -> tuple[list[Row], str]:
-    """Rows with sound BIO tags, and the sentence that says how many were not. Raises DataError with `strict`."""
-    if task.name != "token-classification":
-        return list(table.rows), ""
-    rows: list[Row] = []
-    changed = 0
-    for number, row in enumerate(table.rows):
-        value = row.get(columns["tags"])
-        tags, count = repair(value.split() if isinstance(value, str) else list(value or []))
-        if count and strict:
-            raise DataError(f"row {number + 1} of {table.source} has an I- tag that no B- tag begins; mend it, or "
-                            "leave out --strict to have it read as B-")  # fmt: skip
-        changed += count
-        rows.append({**row, columns["tags"]: tags})
-    return rows, f"{changed} I- tags without a B- before them were read as B-." if changed else ""
-
-
-def _remarks(division: Division, found: Mapping[str, int]) -> list[str]:
-    said = []
+def _remarks(division: Division, found: Mapping[str, int], mended: int) -> list[str]:
+    said = [f"{mended} I- tags without a B- before them were read as B-."] if mended else []
     if division.copies:
         other = f", {division.conflicts} of them with another label" if division.conflicts else ""
         said.append(f"{division.copies} rows were left out because an earlier row has the same text{other}.")
@@ -167,6 +146,7 @@ def task_bytes(labelled: Labelled, max_length: int) -> bytes:
     kept = {
         "task": labelled.task.name,
         "data": str(path.resolve()) if path.exists() else labelled.card["source"],
+        "local": path.exists(),
         "columns": labelled.columns,
         "seed": labelled.card["seed"],
         "max_length": max_length,
@@ -181,48 +161,65 @@ def read_task(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {key: found[key] for key in ("task", "data", "local", "columns", "seed", "max_length", "digest")}
+    except (OSError, ValueError, KeyError, TypeError):
         raise ModelError(f"{path} is damaged; delete it, or tune the model again") from None
-    return found
 
 
 @dataclass(frozen=True)
-class WantedRows:
-    """Labelled rows that a command should use. max_length: tokens of a row."""
+class Found:
+    """Labelled rows for a model, or None where text is all there is to go by, and then perhaps why.
 
-    rows: Wanted
-    max_length: int
+    max_length: tokens of a row.
+    """
+
+    labelled: Labelled | None = None
+    max_length: int = 0
+    note: str = ""
 
 
-def wanted_rows(recipe: Recipe, folder: Path, config: Any) -> WantedRows | None:
+def find_labelled(recipe: Recipe, folder: Path, config: Any) -> Found:
     """The rows to calibrate and judge with: those of --data where they have labels, else those the model was tuned on.
 
-    None for models without a task's head and for data without its columns: then text is all there is to go by.
+    Rows that the model was tuned on are divided as they were then, however they are named. Raises UsageError for a
+    --task without rows, DataError for rows that a task was asked for and that do not fit it.
     """
     task = choose_task(recipe.task, config.architectures or [])
-    if task is None:
-        return None
-    known = read_task(folder) if recipe.data is None else None
-    if recipe.data is None and (known is None or not _there(known["data"])):
-        return None
-    labels = tuple(str(config.id2label[n]) for n in sorted(config.id2label)) if task.by_class else ()
-    columns = recipe.columns or (known["columns"] if known else {})
-    seed = known["seed"] if known else recipe.seed
-    wanted = Wanted(known["data"] if known else str(recipe.data), task.name, columns, seed, labels=labels)
-    if known is None and not recipe.columns and not _has_columns(task, wanted):
-        return None
-    return WantedRows(wanted, known["max_length"] if known else recipe.seq_len)
-
-
-def _there(data: str) -> bool:
-    return Path(data).exists()
-
-
-def _has_columns(task: Task, wanted: Wanted) -> bool:
+    if task is None or recipe.text_column is not None:
+        return Found()
+    tuned = read_task(folder)
+    tuned = tuned if tuned is not None and tuned["task"] == task.name else None
+    if recipe.data is None and tuned is None:
+        if recipe.task != "auto":
+            raise UsageError(f"--task {task.name} needs rows to judge with; give --data")
+        return Found()
+    if recipe.data is None and tuned is not None and tuned["local"] and not Path(tuned["data"]).exists():
+        return Found(note=f"{tuned['data']}, which the model was tuned on, is gone; give --data to judge the task.")
+    data = recipe.data if recipe.data is not None else str(tuned["data"] if tuned else "")
+    again = tuned is not None and data in (tuned["data"], _relative(data, tuned["data"]))
+    wanted = Wanted(
+        data=data,
+        task=task.name,
+        columns=recipe.columns or (tuned["columns"] if tuned is not None and again else {}),
+        seed=tuned["seed"] if tuned is not None else recipe.seed,
+        labels=tuple(str(config.id2label[n]) for n in sorted(config.id2label)) if task.classes else (),
+    )
     try:
-        table = read_rows(wanted.data, tagged=task.name == "token-classification")
+        table = read_rows(data, tagged=task.words)
         task.columns(table.rows, wanted.columns, table.source)
     except DataError:
-        return False
-    return True
+        if again or recipe.columns or recipe.task != "auto":
+            raise
+        return Found()
+    labelled = _divided(task, table, wanted)
+    if tuned is not None and again and labelled.card["digest"] != tuned["digest"]:
+        said = f"{data} has changed since the model was tuned on it: rows held out now may have been trained on."
+        labelled = replace(labelled, notes=(*labelled.notes, said))
+    return Found(labelled, tuned["max_length"] if tuned is not None else recipe.seq_len)
+
+
+def _relative(data: str, tuned: str) -> str | None:
+    """`data`, when it is another name of the path `tuned`."""
+    path = Path(data).expanduser()
+    return data if path.exists() and str(path.resolve()) == tuned else None

@@ -6,14 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import compress
 from calibrate.data import DataSettings, PreparedData, prepare
 from compress.core import artifact, device
 from compress.core.blocks import find_structure
 from compress.core.checkpoint import Checkpoint
 from compress.core.crf import read_crf
 from compress.core.files import write_json
-from compress.core.fingerprint import Fingerprint, file_sha256
+from compress.core.fingerprint import Fingerprint
 from compress.core.journal import Journal
 from compress.core.opening import Opened, resolve
 from compress.core.registry import load
@@ -29,9 +28,9 @@ from compress.core.types import (
     torch_dtype,
 )
 from compress.measure.size import bits_per_weight, weight_bytes
-from compress.pipeline import finish, inputs, judge
+from compress.pipeline import finish, identity, inputs, judge
 from compress.pipeline.hooks import Hooks, Stages
-from compress.pipeline.labelled import read_labelled, wanted_rows
+from compress.pipeline.labelled import find_labelled
 from compress.pipeline.outside import Outside
 from compress.pipeline.replay import Trace
 from compress.pipeline.store import Store
@@ -73,7 +72,7 @@ def quantize(recipe: Recipe, overwrite: bool = False, hooks: Hooks | None = None
     inputs.quiet_libraries()
     ready = open_and_plan(recipe, hooks)
     stages.done("open and plan")
-    out = Path(recipe.out or default_out(ready.opened.name, recipe.bits))
+    out = Path(recipe.out or identity.default_out(ready.opened.name, f"{recipe.bits}bit"))
     mark = fingerprint(ready, threads)
     with Journal.open(out, mark, overwrite) as journal:
         record = finish.finished_record(out, journal)
@@ -200,12 +199,17 @@ def _data(recipe: Recipe, opened: Opened, checkpoint: Checkpoint) -> tuple[Prepa
     """Token sets, and the same as rows of a task where the model has one and the data has labels for it."""
     tokenizer = inputs.load_tokenizer(opened.folder, recipe.trust_remote_code)
     limit = inputs.longest_sequence(checkpoint.config)
-    if (wanted := wanted_rows(recipe, opened.folder, checkpoint.config)) is not None:
-        labelled = read_labelled(wanted.rows, checkpoint.config.architectures or [])
-        crf = read_crf(opened.folder, labelled.labels)
-        length, decode = min(wanted.max_length, limit), crf.decode if crf is not None else None
-        found = labelled.task.settings(opened.folder)
-        context = Context(tokenizer, labelled.columns, labelled.labels, length, decode, found)
+    found = find_labelled(recipe, opened.folder, checkpoint.config)
+    if (labelled := found.labelled) is not None:
+        crf = read_crf(opened.folder, labelled.labels) if labelled.task.words else None
+        context = Context(
+            tokenizer,
+            labelled.columns,
+            labelled.labels,
+            min(found.max_length, limit),
+            crf.decode if crf is not None else None,
+            labelled.task.settings(opened.folder),
+        )
         held = EVAL_ROWS if recipe.eval_samples is None else recipe.eval_samples
         text = task_text(labelled, context, recipe.samples * recipe.seq_len, held, recipe.seed)
         return prepared(text, labelled, context.max_length), text
@@ -218,7 +222,10 @@ def _data(recipe: Recipe, opened: Opened, checkpoint: Checkpoint) -> tuple[Prepa
         seed=recipe.seed,
     )
     embedding = checkpoint.model.get_input_embeddings()
-    return prepare(settings, tokenizer, int(embedding.weight.shape[0])), None
+    made = prepare(settings, tokenizer, int(embedding.weight.shape[0]))
+    if found.note:
+        made.card["warnings"] = [found.note, *made.card.get("warnings", [])]
+    return made, None
 
 
 def make_streams(ready: Prepared) -> Streams:
@@ -239,26 +246,12 @@ def make_streams(ready: Prepared) -> Streams:
 
 def fingerprint(ready: Prepared, threads: int) -> Fingerprint:
     """Every input that can change a byte of the artifact."""
-    recipe = ready.recipe.model_dump(exclude={"model", "out", "data", "generate", "verify", "threads"})
-    found: Fingerprint = {f"--{name.replace('_', '-')}": value for name, value in recipe.items()}
-    folder = ready.opened.folder
-    files = {entry.path for entry in ready.checkpoint.entries.values()} | {folder / "config.json"}
-    files |= set(folder.glob("*.py")) if ready.recipe.trust_remote_code else set()
-    for path in sorted(files):
-        found[f"model file {path.name}"] = file_sha256(path)
+    weights = (entry.path for entry in ready.checkpoint.entries.values())
+    files = identity.model_files(ready.opened.folder, weights, ready.recipe.trust_remote_code)
+    found = identity.fingerprint(ready.recipe, files, threads, ready.environment)
     found["calibration text"] = ready.data.calibration.digest if ready.data else None
     found["held-out text"] = ready.data.heldout.digest if ready.data else None
-    found["threads"] = threads
-    versions = ready.environment["packages"]
-    found["versions"] = {name: versions.get(name) for name in ("torch", "transformers")}
-    found["compress"] = compress.__version__
     return found
-
-
-def default_out(name: str, bits: int) -> str:
-    """`smollm2-135m-instruct-folded-4bit` for a model's name."""
-    plain = "".join(c if c.isalnum() else "-" for c in name.rpartition("/")[2].lower())
-    return "-".join([part for part in plain.split("-") if part] + [f"{bits}bit"])
 
 
 def _outside_results(outside: Outside, store: Store, journal: Journal) -> list[LayerResult]:
@@ -303,16 +296,9 @@ def _write_artifact(run: Run, store: Store) -> None:
     artifact.write_config(source, out, ready.dtype, quantization)
     write_json(out / "compress" / "plan.json", uniform.to_json(ready.plan))
     finish.write_readme(out, ready.opened.name, ready.plan, ready.notes)
-    manifest = {
-        "format": "compressed-tensors",
-        "compress": compress.__version__,
-        "model": ready.opened.name,
-        "fingerprint": run.fingerprint,
-        "recipe": ready.recipe.model_dump(exclude={"out"}),
-        "environment": {k: ready.environment[k] for k in ("python", "packages", "cpu", "threads")},
-        "files": artifact.hashes(out),
-    }
-    write_json(out / artifact.MANIFEST, manifest)
+    identity.write_manifest(
+        out, "compressed-tensors", ready.opened.name, ready.recipe, run.fingerprint, ready.environment
+    )
 
 
 def describe(ready: Prepared) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,7 @@ from compress.core.numerics.bootstrap import Array, bootstrap
 from compress.core.task import IGNORED, Context, Feature, Row, Task
 from compress.core.types import Measurement, TokenSet
 from compress.pipeline.labelled import Labelled
-
-BATCH_TOKENS = 1024
+from compress.pipeline.stream import BATCH_TOKENS
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,12 @@ def task_text(labelled: Labelled, context: Context, tokens: int, held: int, seed
     chosen: list[Feature] = []
     count = 0
     order = draw.permutation(division.train).tolist()
-    for start in range(0, len(order), 64):
+    for number in order:
         if count >= tokens:
             break
-        for feature in labelled.task.features([labelled.rows[n] for n in order[start : start + 64]], context):
-            if count < tokens:
-                chosen.append(feature)
-                count += len(feature.inputs["input_ids"])
+        made = [replace(f, row=number) for f in labelled.task.features([labelled.rows[number]], context)]
+        chosen += made
+        count += sum(len(feature.inputs["input_ids"]) for feature in made)
     judged = sorted(draw.permutation(division.test).tolist()[:held])
     rows = tuple(labelled.rows[n] for n in judged)
     features = tuple(labelled.task.features(rows, context))
@@ -142,7 +140,7 @@ class TaskScores:
             for m, v, b in zip(task.metrics, values, bounds, strict=True)
         ]
         rows = [row for row in rows if math.isfinite(row.median)]
-        return rows + (self._divergence(subject) if task.by_class else [])
+        return rows + (self._divergence(subject) if task.classes else [])
 
     def _counts(self, found: dict[int, Tensor]) -> Array:
         outputs = [found[n] for n in range(len(self.text.heldout))]

@@ -10,20 +10,19 @@ from typing import Any
 
 import torch
 
-import compress
 from compress.core import artifact, device
 from compress.core.crf import FILE as CRF_FILE
 from compress.core.crf import Crf
-from compress.core.errors import DataError, ModelError, OutputError, UsageError
-from compress.core.files import atomic_write, write_json
-from compress.core.fingerprint import Fingerprint, file_sha256
+from compress.core.errors import ModelError, OutputError, UsageError
+from compress.core.files import atomic_write
+from compress.core.fingerprint import Fingerprint
 from compress.core.journal import WORK, Journal
 from compress.core.numerics.bootstrap import bootstrap
 from compress.core.opening import Opened, resolve
 from compress.core.registry import load
 from compress.core.task import Context
 from compress.core.types import Measurement, RunRecord
-from compress.pipeline import finish, inputs
+from compress.pipeline import finish, identity, inputs
 from compress.pipeline.hooks import Hooks, Stages
 from compress.pipeline.labelled import TASK_FILE, Labelled, Wanted, read_labelled, task_bytes
 from compress.recipe import TuneRecipe
@@ -46,6 +45,16 @@ class Prepared:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Run:
+    """One run in one output folder, which `journal` holds."""
+
+    ready: Prepared
+    out: Path
+    journal: Journal
+    fingerprint: Fingerprint
+
+
 def tune(recipe: TuneRecipe, overwrite: bool = False, hooks: Hooks | None = None) -> RunRecord:
     """Make or adapt a task model in `recipe.out` and return the record of the run; resumes what a kill left.
 
@@ -58,11 +67,12 @@ def tune(recipe: TuneRecipe, overwrite: bool = False, hooks: Hooks | None = None
     inputs.quiet_libraries()
     ready = _prepare(recipe, hooks)
     stages.done("read and divide")
-    out = Path(recipe.out or _default_out(ready))
-    with Journal.open(out, _fingerprint(ready, threads), overwrite) as journal:
+    out = Path(recipe.out or identity.default_out(ready.opened.name, ready.labelled.task.name))
+    mark = _fingerprint(ready, threads)
+    with Journal.open(out, mark, overwrite) as journal:
         record = finish.finished_record(out, journal)
         if record is None:
-            record = _run(ready, out, journal, stages, hooks)
+            record = _run(Run(ready, out, journal, mark), stages, hooks)
             record = finish.write_record(out, record)
             journal.append("finished")
         shutil.rmtree(out / WORK, ignore_errors=True)
@@ -84,7 +94,9 @@ def _prepare(recipe: TuneRecipe, hooks: Hooks) -> Prepared:
     labelled = read_labelled(wanted, config.architectures or [])
     if not labelled.task.tunable:
         raise UsageError(f"{labelled.task.name} models are measured and quantized here, not tuned")
-    if recipe.crf and labelled.task.name != "token-classification":
+    if recipe.resample == "weights" and "label" not in labelled.columns:
+        raise UsageError(f"--resample weights is for classes of rows; {labelled.task.name} has none")
+    if recipe.crf and not labelled.task.words:
         raise UsageError(f"--crf is for tags of words; {labelled.task.name} has none")
     tokenizer = inputs.load_tokenizer(opened.folder, recipe.trust_remote_code)
     length = min(recipe.max_length, inputs.longest_sequence(config))
@@ -94,26 +106,17 @@ def _prepare(recipe: TuneRecipe, hooks: Hooks) -> Prepared:
     )
 
 
-def _default_out(ready: Prepared) -> str:
-    plain = "".join(c if c.isalnum() else "-" for c in ready.opened.name.rpartition("/")[2].lower())
-    return "-".join([part for part in plain.split("-") if part] + [ready.labelled.task.name])
-
-
 def _fingerprint(ready: Prepared, threads: int) -> Fingerprint:
     """Every input that can change a byte of the result."""
-    recipe = ready.recipe.model_dump(exclude={"model", "out", "data", "threads"})
-    found: Fingerprint = {f"--{name.replace('_', '-')}": value for name, value in recipe.items()}
-    for path in sorted([*ready.opened.folder.glob("*.safetensors"), ready.opened.folder / "config.json"]):
-        found[f"model file {path.name}"] = file_sha256(path)
+    folder = ready.opened.folder
+    files = identity.model_files(folder, folder.glob("*.safetensors"), ready.recipe.trust_remote_code)
+    found = identity.fingerprint(ready.recipe, files, threads, ready.environment)
     found["rows"] = ready.labelled.card["digest"]
-    found["threads"] = threads
-    versions = ready.environment["packages"]
-    found["versions"] = {name: versions.get(name) for name in ("torch", "transformers")}
-    found["compress"] = compress.__version__
     return found
 
 
-def _run(ready: Prepared, out: Path, journal: Journal, stages: Stages, hooks: Hooks) -> RunRecord:
+def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
+    ready, out = run.ready, run.out
     labelled, context = ready.labelled, ready.context
     hooks.report("tokenizing", 0, 3)
     parts = []
@@ -133,13 +136,16 @@ def _run(ready: Prepared, out: Path, journal: Journal, stages: Stages, hooks: Ho
         context = replace(context, decode=crf.decode)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     stages.done("tokenize and build")
-    history = loop.train(model, labelled.task, context, (parts[0], parts[1]), _settings(ready, out), hooks.report)
+    weights = class_weights(labelled) if ready.recipe.resample == "weights" else None
+    rate = ready.recipe.learning_rate or ready.tuning.rate
+    settings = loop.Settings(ready.recipe, rate, out / WORK / "training", weights)
+    history = loop.train(model, labelled.task, context, (parts[0], parts[1]), settings, hooks.report)
     stages.done("train")
     hooks.report("testing", 0, 1)
     measurements = measure(model, labelled, context, parts[2], str(out))
     hooks.report("testing", 1, 1)
     stages.done("test")
-    _write(ready, out, journal, model)
+    _write(run, model)
     stages.done("write")
     return RunRecord(
         command="tune",
@@ -153,7 +159,7 @@ def _run(ready: Prepared, out: Path, journal: Journal, stages: Stages, hooks: Ho
         recipe=ready.recipe.model_dump(),
         data=labelled.card,
         measurements=tuple(measurements),
-        training={**asdict(history)},
+        training=asdict(history),
         notes=tuple(notes),
         stages=stages.seconds,
         environment=ready.environment,
@@ -196,30 +202,11 @@ def build_model(ready: Prepared) -> tuple[Any, tuple[str, ...]]:
     return model, tuple(sorted({name.rpartition(".")[0] for name in info["missing_keys"]}))
 
 
-def _settings(ready: Prepared, out: Path) -> loop.Settings:
-    recipe, labelled = ready.recipe, ready.labelled
-    weights = None
-    if recipe.resample == "weights":
-        if "label" not in labelled.columns:
-            raise DataError(f"--resample weights is for classes; {labelled.task.name} has none for whole rows")
-        rows = [labelled.rows[n] for n in labelled.division.train]
-        counts = labelled.task.balance(rows, labelled.columns)
-        weights = tuple(len(rows) / (len(counts) * counts[name]) for name in labelled.labels)
-    return loop.Settings(
-        epochs=recipe.epochs,
-        learning_rate=recipe.learning_rate or ready.tuning.rate,
-        batch_size=recipe.batch_size,
-        accumulate=recipe.accumulate,
-        warmup=recipe.warmup,
-        weight_decay=recipe.weight_decay,
-        schedule=recipe.schedule,
-        patience=recipe.patience,
-        seed=recipe.seed,
-        bf16=recipe.bf16,
-        checkpointing=recipe.checkpointing,
-        folder=out / WORK / "training",
-        weights=weights,
-    )
+def class_weights(labelled: Labelled) -> tuple[float, ...]:
+    """Of each class in the loss: rows / (classes x rows of the class), of training rows; scikit-learn's `balanced`."""
+    rows = [labelled.rows[n] for n in labelled.division.train]
+    counts = labelled.task.balance(rows, labelled.columns)
+    return tuple(len(rows) / (len(counts) * counts[name]) for name in labelled.labels)
 
 
 def measure(model: Any, labelled: Labelled, context: Context, part: Part, subject: str) -> list[Measurement]:
@@ -233,11 +220,12 @@ def measure(model: Any, labelled: Labelled, context: Context, part: Part, subjec
     ]
 
 
-def _write(ready: Prepared, out: Path, journal: Journal, model: Any) -> None:
+def _write(run: Run, model: Any) -> None:
     """The model as transformers writes it, with the tokenizer's files as they were; an adapter as peft writes it.
 
     Where an adapter can be merged, the folder holds the merged model and `adapter/` the adapter.
     """
+    ready, out, journal = run.ready, run.out, run.journal
     source = ready.opened.folder
     beside = artifact.companions(source, out)
     staged = out / WORK / "model"
@@ -263,13 +251,4 @@ def _write(ready: Prepared, out: Path, journal: Journal, model: Any) -> None:
         raise OutputError(f"{out} cannot be written: {error.strerror}; run the same command again") from None
     artifact.copy_companions(source, out, [name for name in beside if name.as_posix() not in made])
     atomic_write(out / TASK_FILE, [task_bytes(ready.labelled, ready.context.max_length)])
-    manifest = {
-        "compress": compress.__version__,
-        "model": ready.opened.name,
-        "format": "safetensors",
-        "recipe": ready.recipe.model_dump(),
-        "data": ready.labelled.card,
-        "environment": ready.environment,
-        "files": artifact.hashes(out),
-    }
-    write_json(out / artifact.MANIFEST, manifest)
+    identity.write_manifest(out, "safetensors", ready.opened.name, ready.recipe, run.fingerprint, ready.environment)

@@ -24,6 +24,7 @@ from transformers.trainer_callback import PrinterCallback
 from compress.core.crf import Crf
 from compress.core.errors import DataError, ModelError
 from compress.core.task import Context, Task
+from compress.recipe import TuneRecipe
 from compress.train.score import Part, score
 
 Report = Callable[[str, int, int], None]  # stage, done, total
@@ -33,22 +34,13 @@ CRF_RATE = 100
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. patience: epochs without a better validation score before it stops, 0: never.
+    """How to train: the recipe, and what it leaves open. folder: where checkpoints go.
 
-    weights: of the classes in the loss, or None. folder: where checkpoints go.
+    weights: of the classes in the loss, or None.
     """
 
-    epochs: int
+    recipe: TuneRecipe
     learning_rate: float
-    batch_size: int
-    accumulate: int
-    warmup: float
-    weight_decay: float
-    schedule: str
-    patience: int
-    seed: int
-    bf16: bool
-    checkpointing: bool
     folder: Path
     weights: tuple[float, ...] | None = None
 
@@ -164,14 +156,15 @@ def train(
     trained, validation = parts
     if not trained.features:
         raise DataError("no row is left to train on; give more rows")
-    steps = math.ceil(len(trained.features) / (settings.batch_size * settings.accumulate))
+    recipe = settings.recipe
+    steps = math.ceil(len(trained.features) / (recipe.batch_size * recipe.accumulate))
     trainer = _Scored(
         model=model,
         args=_arguments(task, settings, steps),
         train_dataset=list(trained.features),
         eval_dataset=list(validation.features),
         data_collator=lambda features: task.collate(features, context),
-        callbacks=[EarlyStoppingCallback(settings.patience)] if settings.patience else [],
+        callbacks=[EarlyStoppingCallback(recipe.patience)] if recipe.patience else [],
     )
     if settings.weights is not None or crf_of(model) is not None:
         trainer.model_accepts_loss_kwargs = False  # our losses are means of a batch, not of all batches of a step
@@ -185,20 +178,21 @@ def train(
 
 def _arguments(task: Task, settings: Settings, steps: int) -> Any:
     """steps: of one epoch; the loss is logged about ten times in it."""
+    recipe = settings.recipe
     return TrainingArguments(
         output_dir=str(settings.folder),
-        num_train_epochs=settings.epochs,
+        num_train_epochs=recipe.epochs,
         learning_rate=settings.learning_rate,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulate,
-        gradient_checkpointing=settings.checkpointing,
-        warmup_steps=settings.warmup,
-        weight_decay=settings.weight_decay,
-        lr_scheduler_type=settings.schedule,
-        bf16=settings.bf16,
+        per_device_train_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.accumulate,
+        gradient_checkpointing=recipe.checkpointing,
+        warmup_steps=recipe.warmup,
+        weight_decay=recipe.weight_decay,
+        lr_scheduler_type=recipe.schedule,
+        bf16=recipe.bf16,
         use_cpu=not torch.cuda.is_available(),
-        seed=settings.seed,
-        data_seed=settings.seed,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=2,

@@ -26,14 +26,15 @@ class Part:
 def score(model: nn.Module, task: Task, context: Context, part: Part) -> Array:
     """The counts (rows, k) of `model` on `part`, see Task.counts. The model is left in eval mode."""
     model.eval()
+    device = next(model.parameters()).device
     order = sorted(range(len(part.features)), key=lambda n: len(part.features[n].inputs["input_ids"]))
     found: dict[int, Tensor] = {}
     with torch.inference_mode():
         for start in range(0, len(order), SCORE_BATCH):
             numbers = order[start : start + SCORE_BATCH]
             features = [part.features[n] for n in numbers]
-            batch = {name: t for name, t in task.collate(features, context).items() if name != "labels"}
-            logits = task.outputs(model(**batch)).float()
+            batch = {name: t.to(device) for name, t in task.collate(features, context).items() if name != "labels"}
+            logits = task.outputs(model(**batch)).float().cpu()
             if logits.ndim > 2:
                 logits = logits[:, -batch["input_ids"].shape[1] :]  # without learned positions before the text
             if not bool(torch.isfinite(logits).all()):

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from sklearn.utils.class_weight import compute_class_weight
 
 from compress.core.crf import read_crf
 from compress.core.errors import DataError, ModelError, OutputError, UsageError
 from compress.core.types import RunRecord
+from compress.pipeline.labelled import Found, Wanted, find_labelled, read_labelled
 from compress.pipeline.quantize import quantize
-from compress.pipeline.tune import tune
+from compress.pipeline.tune import class_weights, tune
 from compress.recipe import Recipe, TuneRecipe
 from tests.tiny import randomize, save_tiny, tiny_config, tiny_tokenizer
 
@@ -114,6 +119,51 @@ def test_a_tuned_model_is_judged_on_the_rows_it_never_saw(
     assert opened.config.id2label[int(logits.argmax())] == "sport"
 
 
+def test_rows_that_changed_or_went_since_tuning(topics: tuple[Path, RunRecord], tmp_path: Path) -> None:
+    """What held-out scores rest on is said: the same rows by any name, changed rows, rows that are gone."""
+    tuned, config = tmp_path / "tuned", transformers.AutoConfig.from_pretrained(topics[0])
+    shutil.copytree(topics[0], tuned)
+    kept = json.loads((tuned / "compress" / "task.json").read_text(encoding="utf-8"))
+    data = tmp_path / "rows.csv"
+    shutil.copy(kept["data"], data)
+    (tuned / "compress" / "task.json").write_text(json.dumps({**kept, "data": str(data)}), encoding="utf-8")
+
+    def found(**settings: Any) -> Found:
+        return find_labelled(Recipe.build(model=str(tuned), **settings), tuned, config)
+
+    by_itself, by_name = found().labelled, found(data=str(data), seed=7).labelled
+    assert by_itself is not None
+    assert by_name is not None
+    assert by_itself.division == by_name.division
+    assert not [note for note in by_itself.notes if "has changed" in note]
+    assert found(data=str(data), text_column="text").labelled is None
+    with data.open("a", encoding="utf-8") as file:
+        file.write("one more river goal,sport\n")
+    changed = found().labelled
+    assert changed is not None
+    assert [note for note in changed.notes if "has changed since the model was tuned on it" in note]
+    data.unlink()
+    assert found().labelled is None
+    assert "is gone; give --data to judge the task" in found().note
+
+
+def test_a_task_without_rows_and_rows_without_the_columns(bert: Path, tmp_path: Path) -> None:
+    config = transformers.AutoConfig.from_pretrained(bert)
+    with pytest.raises(UsageError, match="--task feature-extraction needs rows to judge with; give --data"):
+        find_labelled(Recipe.build(task="feature-extraction"), bert, config)
+    data = write_topics(tmp_path / "t.csv")
+    with pytest.raises(DataError, match="feature-extraction reads a column of query"):
+        find_labelled(Recipe.build(task="feature-extraction", data=str(data)), bert, config)
+
+
+def test_a_cell_without_text_is_named_by_its_row(bert: Path, tmp_path: Path) -> None:
+    data = tmp_path / "t.jsonl"
+    rows = [{"text": f"river {n}" if n != 33 else None, "label": "ab"[n % 2]} for n in range(40)]
+    data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with pytest.raises(DataError, match=r"row 34 of .*t\.jsonl has None in column 'text' where text should be"):
+        run(bert, data, tmp_path / "out")
+
+
 def test_tags_are_learned_repaired_and_judged_after_quantizing(bert: Path, tmp_path: Path) -> None:
     data = write_tags(tmp_path / "places.conll")
     record = run(bert, data, tmp_path / "out", epochs=3)
@@ -133,8 +183,15 @@ def test_weights_of_rare_classes(bert: Path, tmp_path: Path) -> None:
     lines = write_topics(tmp_path / "all.csv", 180).read_text(encoding="utf-8").splitlines()
     rare = [line for line in lines[1:] if line.endswith("tech")][:8]
     data.write_text("\n".join([lines[0], *rare, *(x for x in lines[1:] if not x.endswith("tech"))]), encoding="utf-8")
-    record = run(bert, data, tmp_path / "out", resample="weights", epochs=1)
+    labelled = read_labelled(Wanted(str(data), "auto", {}, 0), [])
+    truth = [str(labelled.rows[n]["label"]) for n in labelled.division.train]
+    expected = compute_class_weight("balanced", classes=np.array(labelled.labels), y=np.array(truth))
+    assert class_weights(labelled) == pytest.approx(expected.tolist())
+    record = run(bert, data, tmp_path / "weighted", resample="weights", epochs=1)
     assert record.data["labels"] == {"food": 60, "sport": 60, "tech": 8}
+    run(bert, data, tmp_path / "plain", epochs=1)
+    heads = [load_file(tmp_path / name / "model.safetensors")["classifier.bias"] for name in ("weighted", "plain")]
+    assert heads[0][2] > heads[1][2]  # the rare class is claimed more often
 
 
 def test_a_loss_that_is_not_a_number_stops_with_its_step(bert: Path, tmp_path: Path) -> None:

@@ -30,14 +30,13 @@ class FeatureExtraction(Task):
     name = "feature-extraction"
     auto = "AutoModel"
     peft = "FEATURE_EXTRACTION"
-    architecture = "Model"
-    by_class = False
+    classes = False
     tunable = False
     fields = (
         Field("query", ("query", "question", "anchor", "title", "sentence1", "text1")),
         Field("passage", ("passage", "positive", "document", "context", "answer", "article", "body", "sentence2",
                           "text2")),
-        Field("similarity", ("similarity", "score", "similarity_score"), required=False),
+        Field("similarity", ("similarity", "score", "similarity_score"), required=False, answer=True),
     )  # fmt: skip
     metrics = (Metric("recall_at_10"), Metric("recall_at_1"), Metric("mrr", ""), Metric("spearman", ""))
 

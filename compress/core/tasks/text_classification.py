@@ -27,11 +27,16 @@ class TextClassification(Task):
     fields = (
         Field("text", ("text", "sentence", "sentence1", "premise", "review", "content", "body", "document", "tweet",
                        "question", "question1", "query", "comment", "message", "article")),
-        Field("label", ("label", "labels", "class", "category", "target", "topic", "sentiment", "intent", "y")),
+        Field("label", ("label", "labels", "class", "category", "target", "topic", "sentiment", "intent", "y"),
+              answer=True),
         Field("pair", ("sentence2", "hypothesis", "text2", "text_pair", "question2"), required=False),
     )  # fmt: skip
     metrics = (Metric("accuracy"), Metric("f1_macro"))
     config: ClassVar = {"problem_type": "single_label_classification"}
+
+    def strata(self, rows: Sequence[Row], columns: Mapping[str, str]) -> list[str]:
+        """By label."""
+        return [label_of(row, columns["label"], number) for number, row in enumerate(rows)]
 
     def labels(self, rows: Sequence[Row], columns: Mapping[str, str], source: str) -> tuple[str, ...]:
         """Label names: numbers in order, else sorted. Raises DataError for floats, blanks and a single class."""

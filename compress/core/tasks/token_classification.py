@@ -26,11 +26,26 @@ class TokenClassification(Task):
     auto = "AutoModelForTokenClassification"
     peft = "TOKEN_CLS"
     architecture = "ForTokenClassification"
+    words = True
     fields = (
         Field("words", ("words", "tokens", "text", "sentence")),
-        Field("tags", ("tags", "ner_tags", "labels", "bio", "iob", "pos_tags")),
+        Field("tags", ("tags", "ner_tags", "labels", "bio", "iob", "pos_tags"), answer=True),
     )
     metrics = (Metric("entity_f1"), Metric("accuracy"))
+
+    def texts(self, rows: Sequence[Row], columns: Mapping[str, str], source: str) -> list[str]:
+        """The words with blanks between."""
+        return [" ".join(words_of(row, columns["words"], number, source)) for number, row in enumerate(rows)]
+
+    def sound(self, rows: Sequence[Row], columns: Mapping[str, str]) -> tuple[list[Row], list[tuple[int, int]]]:
+        """Rows where every entity begins with B-."""
+        found: list[Row] = []
+        mended: list[tuple[int, int]] = []
+        for number, row in enumerate(rows):
+            tags, count = repair(tags_of(row, columns, number))
+            found.append({**row, columns["tags"]: tags})
+            mended += [(number, count)] if count else []
+        return found, mended
 
     def labels(self, rows: Sequence[Row], columns: Mapping[str, str], source: str) -> tuple[str, ...]:
         """Tag names: O first, then by type, B before I; the I of a type that only begins is added."""

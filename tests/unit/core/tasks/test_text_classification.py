@@ -32,7 +32,7 @@ def test_every_task_says_what_it_is() -> None:
         assert task.name == name
         assert task.auto.startswith("AutoModel")
         assert task.metrics
-        assert task.architecture.startswith("For") == task.by_class
+        assert task.architecture.startswith("For") == task.classes
 
 
 @pytest.mark.parametrize("classes", [2, 3, 7])
