@@ -291,6 +291,24 @@ def encoder_record() -> RunRecord:
     )
 
 
+def tune_record() -> RunRecord:
+    """A classifier tuned for three epochs; the second one was kept."""
+    lines: list[dict[str, float]] = []
+    for epoch, accuracy in enumerate((0.81, 0.93, 0.92), 1):
+        lines += [{"step": 10 * epoch - 5, "loss": 2.0 / epoch}, {"step": 10 * epoch, "loss": 1.5 / epoch}]
+        lines.append({"step": 10 * epoch, "epoch": epoch, "accuracy": accuracy, "f1_macro": accuracy - 0.02})
+    figures = (("accuracy", 0.925, 0.90, 0.95), ("f1_macro", 0.91, 0.88, 0.94))
+    return RunRecord(
+        command="tune",
+        model={"name": "MiniLM-L6-v2", "architecture": "BertForSequenceClassification", "parameters": 22_714_757},
+        artifact="topics",
+        recipe={"model": "minilm", "data": "topics.csv"},
+        data={"task": "text-classification", "labels": {"sport": 500, "tech": 400}},
+        measurements=tuple(Measurement("topics", name, "fraction", *values, 400) for name, *values in figures),
+        training={"lines": lines, "best": 20, "stopped_early": False},
+    )
+
+
 def empty_record() -> RunRecord:
     """The least a record can hold."""
     return RunRecord(command="quantize", model={}, artifact=None)
@@ -363,6 +381,18 @@ def hostile_record(attacks: tuple[str, ...] = ATTACKS) -> RunRecord:
         ),
         verified=({"runtime": attacks[0], "passed": False, attacks[1] + "k": attacks[2]},),
         generations=tuple(Generation(a, {"original": a, attacks[0]: pick[i + 1]}) for i, a in enumerate(attacks)),
+        training={
+            "lines": [
+                {"step": 1, "loss": 2.0},
+                {"step": 2, "loss": attacks[0]},
+                {"step": 3, "loss": 1.0},
+                attacks[1],
+                {"step": 3, "epoch": 1.0, attacks[2] + "m": 0.5, attacks[11] + "m": math.nan},
+                {"step": 6, "epoch": 2.0, attacks[2] + "m": 0.6},
+                {"step": attacks[3], "epoch": 3, "x": 1},
+            ],
+            "best": 6,
+        },
         notes=attacks,
         stages={attacks[0] + "s": 1.0, attacks[6] + "s": 2.0},
         environment={attacks[0] + "e": attacks[1], "versions": {attacks[12] + "v": attacks[0]}},

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from compress.core.types import RunRecord
 from compress.report import summary, words
-from compress.report.chartkit import ACCENT, Chart, Json, axis, color, layout, sentence, sign, symbol
+from compress.report.chartkit import ACCENT, Chart, Json, axis, color, label, layout, sentence, sign, symbol
 
 
 def loss_chart(record: RunRecord) -> Chart | None:
     """Training loss against steps."""
-    lines = [line for line in record.training.get("lines", []) if words.finite(line.get("loss"))]
-    if len(lines) < 2:
+    points = summary.losses(record)
+    if len(points) < 2:
         return None
-    x, y = [int(line["step"]) for line in lines], [float(line["loss"]) for line in lines]
+    x, y = [step for step, _ in points], [loss for _, loss in points]
     trace: Json = {
         "type": "scatter",
         "mode": "lines+markers" if len(x) < 60 else "lines",
@@ -31,12 +31,13 @@ def score_chart(record: RunRecord) -> Chart | None:
     rows = summary.epochs(record)
     if len(rows) < 2:
         return None
-    names = list(rows[0].scores)
+    names = [name for name in rows[0].scores if all(name in row.scores for row in rows)]
+    shown = {name: label(words.LABELS.get(name, name)) for name in names}
     traces = [
         {
             "type": "scatter",
             "mode": "lines+markers",
-            "name": words.LABELS.get(name, name),
+            "name": shown[name],
             "x": [row.epoch for row in rows],
             "y": [100 * row.scores[name] for row in rows],
             "line": {"color": color(n)},
@@ -46,13 +47,10 @@ def score_chart(record: RunRecord) -> Chart | None:
         for n, name in enumerate(names)
     ]
     kept = next((row for row in rows if row.kept), None)
-    if kept is None:
+    if kept is None or not names:
         return None
-    first = names[0]
-    said = (
-        f"the model is that of epoch {kept.epoch:g}, "
-        f"with {words.LABELS.get(first, first)} {words.percent(kept.scores[first])} on validation rows"
-    )
+    score = words.percent(kept.scores[names[0]])
+    said = f"the model is that of epoch {kept.epoch:g}, with {shown[names[0]]} {score} on validation rows"
     figure = {"data": traces, "layout": layout(axis("epoch"), axis("%"))}
     legend = tuple((words.LABELS.get(name, name), color(n), sign(n)) for n, name in enumerate(names))
     return Chart("scores", "training", "Validation scores", sentence(said), figure, 260, legend)

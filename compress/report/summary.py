@@ -58,19 +58,30 @@ class Epoch:
 
 
 def epochs(record: RunRecord) -> list[Epoch]:
-    """The epochs of a run that trained, oldest first."""
+    """The epochs of a run that trained, oldest first; lines of an edited record that hold no numbers are left out."""
     found: list[Epoch] = []
     losses: list[float] = []
-    for line in record.training.get("lines", []):
-        if "loss" in line:
-            losses.append(float(line["loss"]))
+    for line in record.training.get("lines") or []:
+        numbers = (
+            {str(k): v for k, x in line.items() if (v := _number(x)) is not None} if isinstance(line, dict) else {}
+        )
+        if "loss" in numbers:
+            losses.append(numbers["loss"])
             continue
-        scores = {name: float(v) for name, v in line.items() if name not in ("step", "epoch")}
-        if scores:
+        scores = {name: value for name, value in numbers.items() if name not in ("step", "epoch")}
+        if scores and {"step", "epoch"} <= numbers.keys():
             loss = sum(losses) / len(losses) if losses else math.nan
-            found.append(Epoch(float(line["epoch"]), loss, scores, line["step"] == record.training.get("best")))
+            kept = numbers["step"] == record.training.get("best")
+            found.append(Epoch(numbers["epoch"], loss, scores, kept))
             losses = []
     return found
+
+
+def losses(record: RunRecord) -> list[tuple[int, float]]:
+    """(step, loss) of a run that trained, oldest first."""
+    lines = [line for line in record.training.get("lines") or [] if isinstance(line, dict)]
+    pairs = [(_number(line.get("step")), _number(line.get("loss"))) for line in lines]
+    return [(int(step), loss) for step, loss in pairs if step is not None and loss is not None]
 
 
 def subjects(record: RunRecord) -> list[str]:

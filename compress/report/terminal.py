@@ -111,7 +111,7 @@ def _table(*columns: tuple[str, bool]) -> Table:
     """A table in the house style; the flag says that a column holds numbers."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style=DIM)
     for name, numeric in columns:
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
     return table
 
 
@@ -156,7 +156,7 @@ def _training(record: RunRecord) -> RenderableType | None:
     if not rows:
         return None
     names = [name for name in rows[0].scores if all(name in row.scores for row in rows)]
-    scores = [(words.LABELS.get(name, name), True) for name in names]
+    scores = [(words.clean(words.LABELS.get(name, name), 20), True) for name in names]
     table = _table(("epoch", True), ("loss", True), *scores, ("", False))
     for row in rows:
         cells = [words.amount(name, row.scores[name], "fraction") for name in names]

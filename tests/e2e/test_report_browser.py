@@ -24,7 +24,8 @@ RECORDS = {
     "bench": (fake.bench_record, 3),
     "encoder": (fake.encoder_record, 6),
     "chinese": (fake.chinese_record, 6),
-    "hostile": (fake.hostile_record, 7),
+    "hostile": (fake.hostile_record, 9),
+    "tune": (fake.tune_record, 2),
     "empty": (fake.empty_record, 0),
 }
 # Marks of each chart: bars and points are paths, a heat map is an image; all must have an extent.

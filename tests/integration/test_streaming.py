@@ -16,9 +16,11 @@ from compress.core.registry import load
 from compress.core.types import Plan, Structure
 from compress.pipeline.collect import collecting
 from compress.pipeline.hooks import Hooks
+from compress.pipeline.outside import Outside
 from compress.pipeline.quantize import make_streams, open_and_plan
 from compress.pipeline.replay import Replay, Trace
 from compress.pipeline.store import Store
+from compress.recipe import Recipe
 from tests.rebuild import (
     Codes,
     Run,
@@ -29,7 +31,7 @@ from tests.rebuild import (
     open_original,
     structure_of,
 )
-from tests.tiny import ENCODER_DECODERS, TINY
+from tests.tiny import ENCODER_DECODERS, TINY, save_tiny
 
 Runs = Callable[[str], Run]
 TEXT = [name for name in TINY if name != "whisper"]
@@ -230,3 +232,27 @@ def test_each_blocks_error_is_that_of_the_two_whole_models(
         b = torch.cat([h.reshape(-1, h.shape[-1]) for h in other]).double()
         assert block.hidden_error == pytest.approx(float((a - b).square().sum() / a.square().sum()), rel=0.001)
         assert block.hidden_cosine == pytest.approx(float(torch.cosine_similarity(a, b, dim=-1).mean()), abs=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "reads"), [("bfloat16", 1), ("float32", 2)])
+def test_a_vocabulary_that_both_models_share_is_in_memory_once(
+    dtype: str, reads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept as the file has it, or rounded to 16 bits; what each model looks up is its own either way."""
+    source = save_tiny("qwen2", tmp_path / "source", dtype=dtype)
+    recipe = Recipe.build(model=str(source), out=str(tmp_path / "out"), samples=2, seq_len=32, eval_samples=2)
+    ready = open_and_plan(recipe, Hooks())
+    store = Store(ready.checkpoint, ready.plan, tmp_path / "out", torch.bfloat16)
+    store.work.mkdir(parents=True)
+    outside = Outside(ready.checkpoint, ready.structure, ready.plan, store)
+    outside.compress(store.block_path(-1))
+    outside.load_small(store.block_path(-1))
+    calls: list[str] = []
+    read = outside._matrix
+    monkeypatch.setattr(outside, "_matrix", lambda which, name: calls.append(which) or read(which, name))
+    original = ready.checkpoint.load("model.embed_tokens.weight", torch.float32)
+    with outside.vocabularies(("original", "compressed")) as use:
+        assert len(calls) == reads
+        for which, expected in (("original", original), ("compressed", original.bfloat16().float())):
+            use(which)  # type: ignore[arg-type]
+            assert torch.equal(ready.checkpoint.model.get_parameter("model.embed_tokens.weight"), expected)

@@ -28,8 +28,9 @@ def _by_key(record: RunRecord) -> dict[str, chartkit.Chart]:
         (fake.empty_record, []),
         (
             fake.hostile_record,
-            ["parts", "block-bytes", "bits", "quality", "kl", "layer-error", "block-error"],
+            ["loss", "scores", "parts", "block-bytes", "bits", "quality", "kl", "layer-error", "block-error"],
         ),
+        (fake.tune_record, ["loss", "scores"]),
     ],
 )
 def test_the_right_charts_and_plotly_accepts_each(factory: Any, keys: list[str]) -> None:
@@ -143,3 +144,11 @@ def test_a_part_has_one_colour() -> None:
     assert shades[0]["MLP"] == shades[1]["MLP"]
     assert shades[0]["Attention"] == shades[1]["Attention"]
     assert len(set(shades[0].values())) == 4
+
+
+def test_training_has_its_curve_and_its_scores() -> None:
+    loss, scores = charts.build(fake.tune_record())
+    assert loss.figure["data"][0]["x"] == [5, 10, 15, 20, 25, 30]
+    assert loss.said == "The loss went from 2.000 to 0.5000 in 30 steps."
+    assert [trace["y"] for trace in scores.figure["data"]] == [[81, 93, 92], pytest.approx([79, 91, 90])]
+    assert scores.said == "The model is that of epoch 2, with accuracy 93.0 % on validation rows."

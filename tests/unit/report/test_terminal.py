@@ -20,6 +20,7 @@ FACTORIES = (
     fake.empty_record,
     fake.chinese_record,
     fake.hostile_record,
+    fake.tune_record,
 )
 
 
@@ -119,3 +120,12 @@ def test_a_failed_verification_is_named() -> None:
         fake.quantize_record(1), verified=({"runtime": "vllm", "passed": False, "max_logit_difference": 3.5},)
     )
     assert "vllm: DISAGREES (max logit difference 3.50)" in terminal.text(record, 80)
+
+
+def test_training_is_a_line_an_epoch_with_the_kept_one_marked() -> None:
+    report = terminal.text(fake.tune_record(), 80)
+    rows = [line.split() for line in report.partition("Training (scores of validation rows)\n")[2].splitlines()[:4]]
+    assert rows[0] == ["epoch", "loss", "accuracy", "macro", "F1"]
+    assert rows[2] == ["2", "0.875", "93.0", "%", "91.0", "%", "kept"]
+    assert "kept" not in rows[1] + rows[3]
+    assert "held-out rows" in report
