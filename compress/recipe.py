@@ -53,6 +53,14 @@ class Recipe(_Settings):
     bits: int = Field(4, description="bits per weight: 2, 3, 4 or 8")
     group_size: int | Literal["auto"] = Field("auto", description="inputs per scale: 16 to 256, -1 whole row, auto")
     symmetric: bool | None = Field(None, description="no zero points; default: at 8 bits only")
+    activations: Literal["auto", "none", "dynamic", "static"] = Field(
+        "auto", description="inputs of linear layers in int8 too; auto: dynamic for encoders at 8 bits"
+    )
+    act_strategy: Literal["auto", "token", "tensor"] = Field("auto", description="one grid a token or a tensor")
+    act_observer: Literal["auto", "minmax", "percentile", "mse", "entropy"] = Field(
+        "auto", description="how a static grid is chosen; auto: mse"
+    )
+    act_symmetric: bool | None = Field(None, description="no zero points; default: by token only")
     method: str = Field("gptq", description="how codes are solved")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the method")
     embeddings: Literal["keep", "int8"] = Field("keep", description="token embedding (a tied head goes with it)")

@@ -20,13 +20,13 @@ from torch import Tensor
 from compress.core.checkpoint import read_index
 from compress.core.device import child_environment
 from compress.core.errors import VerificationError
-from compress.core.numerics.affine import dequantize
+from compress.core.numerics.affine import dequantize, symmetric_zero
 from compress.core.numerics.packing import unpack_int32, unpack_zero
 from compress.core.safetensors_file import TensorEntry, read_header, read_tensor
 from compress.core.types import QTensor, Scheme
 
 TOLERANCE = 1e-3  # float32 sums of a few thousand terms, two orders of the same arithmetic
-SUFFIXES = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
+SUFFIXES = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
 
 
 def check_stored(out: Path) -> dict[str, Any]:
@@ -39,16 +39,16 @@ def check_stored(out: Path) -> dict[str, Any]:
 
     raw = json.loads((out / "config.json").read_text(encoding="utf-8")).get("quantization_config")
     entries = read_index(out)
-    names = sorted(name.removesuffix(".weight_packed") for name in entries if name.endswith(".weight_packed"))
+    names = sorted(name.removesuffix(".weight_scale") for name in entries if name.endswith(".weight_scale"))
     if raw is None or not names:
         return {"check": "no packed layer to decode", "layers": 0, "passed": not names}
     known = {k: v for k, v in raw.items() if k != "dequantize"}
     groups = QuantizationConfig.model_validate(known).config_groups
-    compressor = BaseCompressor.get_value_from_registry("pack-quantized")
     for name in names:
         stored = {s: read_tensor(entries[f"{name}.{s}"]) for s in SUFFIXES if f"{name}.{s}" in entries}
         named = (group for group in groups.values() if name in group.targets)
         scheme = next(named, groups["group_0"])
+        compressor = BaseCompressor.get_value_from_registry(scheme.format)
         theirs = compressor.decompress(dict(stored), scheme)["weight"].float()
         ours = _decode(stored, scheme.weights)
         if not torch.equal(theirs, ours):
@@ -63,10 +63,14 @@ def check_stored(out: Path) -> dict[str, Any]:
 
 
 def _decode(stored: dict[str, Tensor], arguments: Any) -> Tensor:
-    rows, columns = (int(n) for n in stored["weight_shape"])
     scale = stored["weight_scale"]
-    group = arguments.group_size if arguments.strategy == "group" else -1
     dtype = str(scale.dtype).removeprefix("torch.")
+    if "weight" in stored:  # int-quantized
+        scheme = Scheme("int", arguments.num_bits, -1, True, dtype)
+        codes = (stored["weight"].to(torch.int16) + symmetric_zero(scheme)).to(torch.uint8)
+        return dequantize(QTensor(codes, scale.float(), None, scheme)).to(scale.dtype).float()
+    rows, columns = (int(n) for n in stored["weight_shape"])
+    group = arguments.group_size if arguments.strategy == "group" else -1
     scheme = Scheme("int", arguments.num_bits, group, arguments.symmetric, dtype)
     packed_zero = stored.get("weight_zero_point")
     zero = unpack_zero(packed_zero, arguments.num_bits, rows) if packed_zero is not None else None

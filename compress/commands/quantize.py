@@ -13,6 +13,7 @@ EXAMPLES = _run.epilog(
     "compress quantize ./my-model --data reviews.csv --text-column body",
     "compress quantize org/name --bits 3 --group-size 64 --out small",
     "compress quantize ./my-model --bits 8 --embeddings int8 --json > record.json",
+    "compress quantize ./my-bert --bits 8 --activations static --data rows.csv   # W8A8 for fixed int8 kernels",
     "compress quantize ./tuned --bits 8            # tuned by compress: judged on its own held-out rows",
 )
 
@@ -35,6 +36,18 @@ def command(
     group_size: str | None = typer.Option(None, help="Inputs per scale: 16 to 256, -1 whole row [default: auto]."),
     symmetric: bool | None = typer.Option(
         None, "--symmetric/--asymmetric", help="No zero points, or with [default: symmetric at 8 bits only]."
+    ),
+    activations: str | None = typer.Option(
+        None, help="Inputs in int8 too: none, dynamic, static [default: dynamic for encoders at 8 bits, else none]."
+    ),
+    act_strategy: str | None = typer.Option(
+        None, help="One int8 grid a token or a tensor [default: token if dynamic]."
+    ),
+    act_observer: str | None = typer.Option(
+        None, help="How static grids are chosen: minmax, percentile, mse, entropy [default: mse]."
+    ),
+    act_symmetric: bool | None = typer.Option(
+        None, "--act-symmetric/--act-asymmetric", help="Zero points of inputs [default: symmetric by token only]."
     ),
     method: str | None = typer.Option(None, help="gptq or rtn [default: gptq]."),
     option: list[str] | None = _run.OPTION,
@@ -87,7 +100,7 @@ def build_recipe(given: dict[str, Any], recipe: str | None) -> Any:
     from compress.recipe import Recipe
 
     settings = _run.settings_of(given)
-    settings |= {name: given[name] for name in ("symmetric", "verify") if given.get(name) is not None}
+    settings |= {name: given[name] for name in ("symmetric", "act_symmetric", "verify") if given.get(name) is not None}
     if "group_size" in settings and settings["group_size"] != "auto":
         try:
             settings["group_size"] = int(settings["group_size"])

@@ -79,6 +79,51 @@ class Scheme:
 
 
 @dataclass(frozen=True)
+class ActScheme:
+    """How the input of a layer is rounded to int8 while the model runs.
+
+    strategy: one grid for each token or for the whole tensor. dynamic: made from the values at hand; static ones are
+    fixed beforehand from calibration text, by `observer` (compress.core.numerics.observers). symmetric: 0.0 is code 0.
+    """
+
+    strategy: Literal["token", "tensor"] = "token"
+    dynamic: bool = True
+    symmetric: bool = True
+    observer: str = ""
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        if self.strategy == "token" and not self.dynamic:
+            raise RecipeError("a static grid is one for the whole tensor; tokens are not known beforehand")
+
+    @property
+    def name(self) -> str:
+        """`a8-token-dynamic-sym`, `a8-tensor-static-asym`."""
+        when = "dynamic" if self.dynamic else "static"
+        return f"a{self.bits}-{self.strategy}-{when}-{'sym' if self.symmetric else 'asym'}"
+
+
+@dataclass(frozen=True)
+class ValueCounts:
+    """How often values occur. counts: (65536,) int64 by the upper 16 bits of the float32; low, high: the exact ends."""
+
+    counts: Tensor
+    low: float
+    high: float
+
+    def table(self) -> tuple[Tensor, Tensor]:
+        """(values, counts), both (k,): the middle of every cell that holds something, inside the ends."""
+        import torch
+
+        cells = self.counts.nonzero().flatten()
+        middle = (cells << 16 | 0x8000) - ((cells >> 15) << 32)  # as signed 32 bits
+        values = middle.to(torch.int32).view(torch.float32)
+        # the cells around zero hold exact zeros, mostly
+        values = torch.where((cells & 0x7FFF) == 0, torch.zeros(()), values)
+        return values.clamp(self.low, self.high), self.counts[cells]
+
+
+@dataclass(frozen=True)
 class LayerRef:
     """One two-dimensional weight of the model, by structure.
 
@@ -138,11 +183,13 @@ class LayerStats:
     drift: (O, I) float32 = (2 / sum u) sum u (r - r') xT for a layer that adds its output to the residual stream; r and
     r' (O,) are the stream after it in the original and in the compressed model, this layer's weight the original's
     in both, u = 1 / mean(r^2). None for other layers, or when it was not asked for.
+    values: of the input, when a static int8 grid is to be chosen.
     """
 
     n_tokens: int
     hessian: Tensor
     drift: Tensor | None = None
+    values: ValueCounts | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +211,7 @@ class LayerPlan:
     """What is done to one layer, and why (the reason is printed).
 
     packed: False when the artifact's format cannot hold the scheme: the weight is then stored dense and its codes
-    beside it.
+    beside it. activation: how its input is rounded, None when it stays as it is.
     """
 
     layer: str
@@ -173,15 +220,20 @@ class LayerPlan:
     reason: str
     options: dict[str, Any] = field(default_factory=dict)
     packed: bool = True
+    activation: ActScheme | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One LayerPlan for every weight matrix, embedding and head included; predicted bytes of OUT's weights."""
+    """One LayerPlan for every weight matrix, embedding and head included; predicted bytes of OUT's weights.
+
+    in_float: what else the model computes that stays in float -> why.
+    """
 
     layers: dict[str, LayerPlan]
     predicted_bytes: int
     notes: tuple[str, ...] = ()
+    in_float: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -207,6 +259,7 @@ class LayerResult:
     what rounding cost: W is the weight that was solved for. moved: |W - W0|^2 / |W0|^2, how far that is from the
     original's W0, 0 unless it makes good what earlier layers lost.
     fallback: a sentence when the method could not run as planned; never silent.
+    activation: the name of the scheme its input is rounded with, "" for none.
     """
 
     layer: str
@@ -224,6 +277,7 @@ class LayerResult:
     n_tokens: int = 0
     moved: float = 0.0
     fallback: str | None = None
+    activation: str = ""
 
 
 @dataclass(frozen=True)

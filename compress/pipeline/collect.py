@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from compress.core.errors import CompressError, ModelError
 from compress.core.numerics.error import all_finite
-from compress.core.types import BlockRef, LayerRef, LayerStats
+from compress.core.types import BlockRef, LayerRef, LayerStats, ValueCounts
 from compress.pipeline.replay import Reached
 from compress.pipeline.writers import Writers
 from compress.pipeline.writes import Writes
@@ -31,6 +31,37 @@ class Collector(Protocol):
 
     def stats(self) -> LayerStats:
         """What was gathered."""
+
+
+class Values(Protocol):
+    """How often values of one input occur, as calibrate/collectors/values.py counts them."""
+
+    def add(self, x: Tensor) -> None:
+        """Take tokens (..., I)."""
+
+    def counts(self) -> ValueCounts:
+        """What was gathered."""
+
+
+class Counted:
+    """A collector that counts the values of its input as well, for static int8 grids."""
+
+    def __init__(self, moments: Collector, values: Values) -> None:
+        self._moments, self._values = moments, values
+
+    def add(self, x: Tensor, weight: Tensor | None = None) -> None:
+        """Take tokens (..., I); values are counted once, whatever the weight."""
+        self._moments.add(x, weight)
+        self._values.add(x)
+
+    @property
+    def finite(self) -> bool:
+        """False when an input was NaN or Inf."""
+        return self._moments.finite
+
+    def stats(self) -> LayerStats:
+        """What was gathered, with the values."""
+        return replace(self._moments.stats(), values=self._values.counts())
 
 
 MakeCollector = Callable[[int], Collector]

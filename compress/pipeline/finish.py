@@ -11,7 +11,7 @@ from compress.core.checkpoint import Checkpoint
 from compress.core.errors import MissingExtraError, OutputError, VerificationError
 from compress.core.files import atomic_write, sweep, write_json
 from compress.core.journal import WORK, Journal
-from compress.core.types import Generation, Plan, RunRecord, Scheme, Structure, TokenSet
+from compress.core.types import Generation, Plan, RunRecord, Structure, TokenSet
 from compress.measure.client import Worker
 from compress.measure.subject import WorkerSettings
 from compress.pipeline import judge
@@ -22,7 +22,7 @@ from compress.plan.uniform import all_layers
 from compress.recipe import Recipe, TuneRecipe
 from compress.report import html, terminal
 from compress.report import record as records
-from export.formats.compressed_tensors import FORMAT
+from export.formats.compressed_tensors import FORMAT, Stored
 from export.verify import check_stored, compare_whole
 
 WHOLE_BYTES = 600_000_000
@@ -63,14 +63,15 @@ def quantization_config(
     checkpoint: Checkpoint, structure: Structure, plan: Plan, store: Store
 ) -> dict[str, object] | None:
     """The `quantization_config` that describes what is packed, under module and checkpoint names alike."""
-    packed: dict[str, Scheme] = {}
+    packed: dict[str, Stored] = {}
     dense: set[str] = set()
     experts = False
     for layer in all_layers(structure):
         chosen = plan.layers[layer.name]
         keys = [key.removesuffix(".weight") for key, _, _ in store.parts(layer) or []]
         if chosen.packed and chosen.scheme.kind == "int":
-            packed |= dict.fromkeys([*keys, *([layer.name] if layer.expert is None else [])], chosen.scheme)
+            stored = Stored(chosen.scheme, chosen.activation)
+            packed |= dict.fromkeys([*keys, *([layer.name] if layer.expert is None else [])], stored)
             experts = experts or layer.expert is not None
         elif layer.role != "embedding":
             dense |= {layer.name, *keys}
@@ -122,7 +123,7 @@ def command_line(recipe: Recipe | TuneRecipe, out: Path) -> str:
             continue
         flag = name.replace("_", "-")
         if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
+            words.append(f"--{flag}" if value else _OFF.get(name, f"--no-{flag}"))
         else:
             words += [f"--{flag}", str(value)]
     named = {"--option": recipe.options, "--columns": recipe.columns}
@@ -130,6 +131,9 @@ def command_line(recipe: Recipe | TuneRecipe, out: Path) -> str:
         for key, value in values.items():
             words += [flag, f"{key}={value}"]
     return shlex.join([*words, "--out", str(out)])
+
+
+_OFF = {"symmetric": "--asymmetric", "act_symmetric": "--act-asymmetric"}
 
 
 def verify_and_sample(record: RunRecord, store: Store, heldout: TokenSet | None, report: Report) -> RunRecord:

@@ -36,6 +36,12 @@ def kind_of(model: nn.Module) -> str:
     return "encoder"
 
 
+def reads_only(model: nn.Module) -> bool:
+    """Whether the model reads whole texts and writes none, as classifiers, taggers and embedders do."""
+    text = getattr(model, "main_input_name", "input_ids") == "input_ids"
+    return text and kind_of(model) == "encoder" and not getattr(model.config, "is_encoder_decoder", False)
+
+
 def judge(
     checkpoint: Checkpoint, structure: Structure, streams: Streams, outside: Outside, subject: str, heldout: TokenSet
 ) -> list[Measurement]:

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from calibrate.data import DataSettings, PreparedData, prepare
 from compress.core import artifact, device
 from compress.core.blocks import find_structure
@@ -29,14 +31,16 @@ from compress.core.types import (
 )
 from compress.measure.size import bits_per_weight, weight_bytes
 from compress.pipeline import finish, identity, inputs, judge
+from compress.pipeline.collect import Collector, Counted, MakeCollector
 from compress.pipeline.hooks import Hooks, Stages
 from compress.pipeline.labelled import find_labelled
 from compress.pipeline.outside import Outside
 from compress.pipeline.replay import Trace
 from compress.pipeline.store import Store
-from compress.pipeline.stream import Stream, Streams, needs_of, text_inputs
+from compress.pipeline.stream import Stream, Streams, needs_of, reads_text, text_inputs
 from compress.pipeline.task_text import TaskText, prepared, task_text
 from compress.plan import uniform
+from compress.plan.activations import choose_activation
 from compress.recipe import EVAL_DOCUMENTS, EVAL_ROWS, Recipe
 from export.formats.compressed_tensors import FORMAT
 
@@ -106,10 +110,10 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     streams = make_streams(ready)
     stages.done("prepare")
     chosen = device.pick_device(ready.recipe.device)
-    hessian, drift = load("collector", "hessian"), load("collector", "drift")
+    drift = load("collector", "drift")
     stream = Stream(
         *(ready.checkpoint, ready.structure, ready.plan, store, journal),
-        make=lambda n: hessian(n, chosen),
+        make=_collectors(ready.plan, chosen),
         drift=lambda rows, columns: drift(rows, columns, chosen),
         report=hooks.report,
     )
@@ -143,6 +147,18 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     return replace(record, stages=stages.seconds)
 
 
+def _collectors(plan: Plan, chosen: torch.device) -> MakeCollector:
+    """Makes the collector of one layer input: second moments, and values where a grid is chosen from them."""
+    hessian, values = load("collector", "hessian"), load("collector", "values")
+    static = any(p.activation is not None and not p.activation.dynamic for p in plan.layers.values())
+
+    def make(width: int) -> Collector:
+        moments: Collector = hessian(width, chosen)
+        return Counted(moments, values(chosen)) if static else moments
+
+    return make
+
+
 def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     """Open the model, find its structure, make the plan and the token sets. Nothing is written."""
     method = load("method", recipe.method)
@@ -155,12 +171,12 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     first = structure.layers[0].param if structure.layers else next(iter(checkpoint.sources))
     dtype = uniform.storage_dtype(recipe, checkpoint.dtype_of(first))
     recipe = recipe.model_copy(update={"options": options})
-    plan = uniform.make_plan(
-        recipe, structure, uniform.Rules(FORMAT.caps, FORMAT.scale_grid, _refuses(checkpoint)), dtype
-    )
+    rules = uniform.Rules(FORMAT.caps, FORMAT.scale_grid, _refuses(checkpoint))
+    activation = choose_activation(recipe, structure, judge.reads_only(checkpoint.model))
+    plan = uniform.make_plan(recipe, structure, rules, dtype, activation)
     notes = [*opened.notes, *plan.notes, *([structure.generic] if structure.generic else [])]
     data, text = None, None
-    reads = method.needs(method.options(**options))
+    reads = any(reads_text(chosen) for chosen in plan.layers.values())
     if (reads or recipe.eval_samples != 0) and (because := _cannot_stream(checkpoint, structure)):
         notes.append(because)
     elif reads or recipe.eval_samples != 0:

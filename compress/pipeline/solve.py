@@ -11,21 +11,24 @@ import torch
 from torch import Tensor
 
 from compress.core.device import one_thread
-from compress.core.errors import CompressError
+from compress.core.errors import CompressError, DataError
+from compress.core.numerics.activation import Grid, static_grid
 from compress.core.numerics.affine import dequantize
 from compress.core.numerics.correct import corrected
 from compress.core.numerics.error import output_error, weight_error
+from compress.core.numerics.observers import OBSERVERS
 from compress.core.registry import load
 from compress.core.types import LayerPlan, LayerRef, LayerResult, LayerStats, QTensor
 
 
 @dataclass(frozen=True)
 class Solved:
-    """One layer's codes, and the row of the report that belongs to them."""
+    """One layer's codes, and the row of the report that belongs to them. grid: of its input, where that is static."""
 
     layer: LayerRef
     q: QTensor
     result: LayerResult
+    grid: Grid | None = None
 
 
 @dataclass(frozen=True)
@@ -114,5 +117,20 @@ def _judge(job: Job, target: Tensor, q: QTensor, fallback: str | None, seconds: 
         n_tokens=job.stats.n_tokens if job.stats is not None else 0,
         moved=weight_error(job.weight, target) if target is not job.weight else 0.0,
         fallback=fallback,
+        activation=job.plan.activation.name if job.plan.activation else "",
     )
-    return Solved(job.layer, q, result)
+    return Solved(job.layer, q, result, _grid(job))
+
+
+def _grid(job: Job) -> Grid | None:
+    """The static grid of the layer's input. Raises DataError where there was no text to choose it from."""
+    scheme = job.plan.activation
+    if scheme is None or scheme.dynamic:
+        return None
+    if job.stats is None or job.stats.values is None or not job.stats.n_tokens:
+        raise DataError(
+            f"{job.layer.name} read no calibration text, so its inputs have no range; give more --data, or use "
+            "--activations dynamic"
+        )
+    with _naming(job.layer.name):
+        return static_grid(*OBSERVERS[scheme.observer](job.stats.values, scheme), scheme)

@@ -33,6 +33,7 @@ from compress.core.device import release_memory, trim_memory
 from compress.core.journal import Journal
 from compress.core.registry import load
 from compress.core.types import BlockRef, BlockResult, LayerPlan, LayerResult, Plan, Structure
+from compress.pipeline.acting import Acting
 from compress.pipeline.collect import Collecting, MakeCollector, collecting
 from compress.pipeline.finished import Finished
 from compress.pipeline.outside import Outside
@@ -72,6 +73,7 @@ class Solving:
     writers: Writers | None
     finished: Finished
     replay: Replay
+    acting: Acting
     around: Callable[[], AbstractContextManager[None]]
 
 
@@ -127,7 +129,8 @@ class Stream:
                 writers.original(self.checkpoint.model, partial(replay.advance, trace, block.index))
         finished = Finished(self.checkpoint.model, block, steps_of(block) if writers is not None else (block,))
         around = partial(outside.installed, "compressed", vocabulary=first)
-        solved = self._solve(Solving(block, streams.calibration, writers, finished, replay, around))
+        acting = Acting(self.checkpoint.model)
+        solved = self._solve(Solving(block, streams.calibration, writers, finished, replay, acting, around))
         with around() if streams.calibration or streams.compressed else nullcontext():
             with finished.playing():
                 for number, trace in enumerate(streams.calibration):
@@ -135,6 +138,7 @@ class Stream:
                     replay.advance(trace, block.index)
             for trace in streams.compressed:
                 replay.advance(trace, block.index)
+        acting.end()
         self.store.write_block(block, solved)
         error, cosine = hidden_error(streams, block.stack)
         empty(self.checkpoint.model.get_submodule(block.name))
@@ -157,10 +161,11 @@ class Stream:
         self.store.round_kept(work.block)
         solved: list[Solved] = []
         for step in work.finished.steps:
-            needed = any("hessian" in needs_of(self.plan.layers[layer.name]) for layer in step.layers)
+            needed = any(reads_text(self.plan.layers[layer.name]) for layer in step.layers)
             gathered = self._gather(work, step) if work.calibration and needed else None
             for item in self._solve_step(step, gathered):
                 self.store.apply(item, self.checkpoint.model)
+                work.acting.begin(item, self.plan.layers[item.layer.name].activation)
                 solved.append(item)
             if work.writers is not None:
                 work.writers.forget(step)
@@ -207,6 +212,12 @@ def needs_of(plan: LayerPlan) -> tuple[str, ...]:
         return ()
     method = load("method", plan.method)
     return tuple(method.needs(method.options(**plan.options)))
+
+
+def reads_text(plan: LayerPlan) -> bool:
+    """Whether the layer's codes or the grid of its input come from calibration text."""
+    static = plan.activation is not None and not plan.activation.dynamic
+    return static or "hessian" in needs_of(plan)
 
 
 @contextmanager

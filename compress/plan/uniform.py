@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from compress.core.errors import RecipeError
-from compress.core.types import FormatCaps, LayerPlan, LayerRef, Plan, Scheme, Structure
+from compress.core.types import ActScheme, FormatCaps, LayerPlan, LayerRef, Plan, Scheme, Structure
+from compress.plan.activations import IN_FLOAT, takes_int8
 from compress.recipe import Recipe
 
 Uses = frozenset[tuple[str, Scheme]]
@@ -37,8 +38,10 @@ class Rules:
         return Scheme("int", bits, group, symmetric, *self.scale_grid(bits, container))
 
 
-def make_plan(recipe: Recipe, structure: Structure, rules: Rules, dtype: str) -> Plan:
-    """A plan for every weight matrix of the model; kept ones in `dtype`.
+def make_plan(
+    recipe: Recipe, structure: Structure, rules: Rules, dtype: str, activation: ActScheme | None = None
+) -> Plan:
+    """A plan for every weight matrix of the model; kept ones in `dtype`, inputs rounded with `activation`.
 
     Raises RecipeError for a scheme that its layers cannot hold.
     """
@@ -46,7 +49,7 @@ def make_plan(recipe: Recipe, structure: Structure, rules: Rules, dtype: str) ->
     if not layers:
         raise RecipeError(f"{structure.architecture} has no linear layer inside blocks; there is nothing to quantize")
     notes = []
-    symmetric = recipe.bits == 8 if recipe.symmetric is None else recipe.symmetric
+    symmetric = recipe.bits == 8 or activation is not None if recipe.symmetric is None else recipe.symmetric
     if (
         not symmetric
         and any(layer.container == "experts" for layer in layers)
@@ -54,12 +57,19 @@ def make_plan(recipe: Recipe, structure: Structure, rules: Rules, dtype: str) ->
     ):
         symmetric = True
         notes.append("symmetric codes: servers decode packed experts without zero points only")
-    group, why = choose_group(recipe.group_size, layers, rules.caps)
+    if activation is not None and recipe.bits == 8:
+        group, why = -1, f"int8 weights by row, inputs rounded to int8 by {activation.strategy}"
+    else:
+        group, why = choose_group(recipe.group_size, layers, rules.caps)
     kinds = {layer.container: rules.scheme(recipe.bits, group, symmetric, layer.container) for layer in layers}
     body = frozenset(kinds.items())
     plans: dict[str, LayerPlan] = {}
     for layer in layers:
-        plans[layer.name] = LayerPlan(layer.name, kinds[layer.container], recipe.method, why, dict(recipe.options))
+        rounded = activation if takes_int8(layer) else None
+        said = why if rounded == activation else f"its inputs stay in float: servers have no int8 {layer.container}"
+        plans[layer.name] = LayerPlan(
+            layer.name, kinds[layer.container], recipe.method, said, dict(recipe.options), activation=rounded
+        )
     for plan in _outside(recipe, structure, dtype, rules.scheme(8, -1, True)):
         plans[plan.layer] = plan
     ends = {(layer.container, plans[layer.name].scheme) for layer in all_layers(structure) if layer.block < 0}
@@ -72,11 +82,12 @@ def make_plan(recipe: Recipe, structure: Structure, rules: Rules, dtype: str) ->
             plans[layer.name] = _beside(plans[layer.name], because)
     for because, names in refused.items():
         notes.append(f"{because}: {_few(names)} stored dense in {dtype}, codes kept in compress/ for other formats")
-    return Plan(plans, predicted_bytes(plans, structure, dtype), tuple(notes))
+    in_float = dict(IN_FLOAT) if any(plan.activation for plan in plans.values()) else {}
+    return Plan(plans, predicted_bytes(plans, structure, dtype), tuple(notes), in_float)
 
 
 def _beside(plan: LayerPlan, because: str) -> LayerPlan:
-    return LayerPlan(plan.layer, plan.scheme, plan.method, f"{plan.reason}; {because}", plan.options, packed=False)
+    return replace(plan, reason=f"{plan.reason}; {because}", packed=False, activation=None)
 
 
 def _few(names: list[str]) -> str:
@@ -147,7 +158,9 @@ def to_json(plan: Plan) -> dict[str, Any]:
     """The plan as plan.json: one readable line per layer, each with its reason."""
     layers = {
         name: {"scheme": p.scheme.name, "method": p.method, "packed": p.packed, "reason": p.reason}
+        | ({"activation": p.activation.name} if p.activation else {})
         | ({"options": p.options} if p.options else {})
         for name, p in plan.layers.items()
     }
-    return {"predicted_bytes": plan.predicted_bytes, "notes": list(plan.notes), "layers": layers}
+    found = {"predicted_bytes": plan.predicted_bytes, "notes": list(plan.notes), "layers": layers}
+    return found | ({"in_float": plan.in_float} if plan.in_float else {})

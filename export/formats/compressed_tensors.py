@@ -1,13 +1,16 @@
-"""compressed-tensors, pack-quantized: the layout of OUT itself; transformers and vLLM open it as it is.
+"""compressed-tensors: the layout of OUT itself; transformers and vLLM open it as it is.
 
-Per packed linear: `weight_packed` int32 (O, ceil(I * bits / 32)), `weight_scale` (O, G), `weight_shape` (2,) and,
-for asymmetric schemes, `weight_zero_point` int32 packed along O. What it cannot hold (gpt2's transposed Conv1D, a tied
+Per packed linear (`pack-quantized`): `weight_packed` int32 (O, ceil(I * bits / 32)), `weight_scale` (O, G),
+`weight_shape` (2,) and, for asymmetric schemes, `weight_zero_point` int32 packed along O. Int8 layers whose inputs are
+int8 too (`int-quantized`): `weight` int8 (O, I), `weight_scale` (O, 1) and, for static inputs, `input_scale` (1,) and
+`input_zero_point` (1,) int8. What it cannot hold (gpt2's transposed Conv1D, a tied
 int8 embedding) is written dense, and its codes go to `compress/codes-*.safetensors` for the formats that can.
 
 Limits come from how transformers 5 opens such a checkpoint, found by loading one:
 - zero points are only decoded with `dequantize: true`, which knows one scheme for the whole model;
 - fused experts are only decoded with `dequantize: true`, symmetric, and again with one scheme for the whole model;
-  they stay in the dtype of their scales.
+  they stay in the dtype of their scales;
+- inputs are rounded only without `dequantize: true`, which leaves plain linear layers behind.
 """
 
 from __future__ import annotations
@@ -20,8 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.core.numerics.activation import Grid
+from compress.core.numerics.affine import symmetric_zero
 from compress.core.numerics.packing import pack_int32, pack_zero
-from compress.core.types import FormatCaps, LayerRef, QTensor, Scheme, torch_dtype
+from compress.core.types import ActScheme, FormatCaps, LayerRef, QTensor, Scheme, torch_dtype
+
+PACKED, INT, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
 
 CAPS = FormatCaps(
     bits=(2, 3, 4, 8),
@@ -30,6 +37,24 @@ CAPS = FormatCaps(
     containers=frozenset({"linear", "experts"}),
     notes=("vLLM's kernels take groups of 32, 64 and 128 and whole rows",),
 )
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How one module is stored: its weight's scheme, and that of its input or None."""
+
+    scheme: Scheme
+    activation: ActScheme | None = None
+
+    @property
+    def name(self) -> str:
+        """Modules of one name share a config group: the dtype of scales is not part of its description."""
+        return f"{self.scheme.name} {self.activation.name if self.activation else ''}"
+
+    @property
+    def layout(self) -> str:
+        """The name of the layout on disk."""
+        return INT if self.activation is not None and self.scheme.bits == 8 else PACKED
 
 
 @dataclass(frozen=True)
@@ -67,49 +92,56 @@ class Format:
                 return "transformers decodes packed experts with one scheme for the whole model"
         return None
 
-    def tensors(self, name: str, q: QTensor) -> dict[str, Tensor]:
-        """The stored tensors of one packed layer whose module path on disk is `name`."""
+    def tensors(self, name: str, q: QTensor, activation: ActScheme | None, grid: Grid | None) -> dict[str, Tensor]:
+        """The stored tensors of one layer whose module path on disk is `name`. grid: of a static `activation`."""
         rows, columns = q.codes.shape
-        found = {
-            f"{name}.weight_packed": pack_int32(q.codes, q.scheme.bits),
-            f"{name}.weight_scale": q.scale.to(torch_dtype(q.scheme.scale_dtype)),
-            f"{name}.weight_shape": torch.tensor([rows, columns], dtype=torch.int64),
-        }
+        found = {f"{name}.weight_scale": q.scale.to(torch_dtype(q.scheme.scale_dtype))}
+        if Stored(q.scheme, activation).layout == INT:
+            found[f"{name}.weight"] = (q.codes.to(torch.int16) - symmetric_zero(q.scheme)).to(torch.int8)
+        else:
+            found[f"{name}.weight_packed"] = pack_int32(q.codes, q.scheme.bits)
+            found[f"{name}.weight_shape"] = torch.tensor([rows, columns], dtype=torch.int64)
         if q.zero is not None:
             found[f"{name}.weight_zero_point"] = pack_zero(q.zero, q.scheme.bits)
+        if grid is not None:
+            found[f"{name}.input_scale"] = grid.scale
+            if grid.zero is not None:
+                found[f"{name}.input_zero_point"] = grid.zero
         return found
 
     def quantization_config(
-        self, packed: Mapping[str, Scheme], dense_modules: list[str], experts: bool
+        self, packed: Mapping[str, Stored], dense_modules: list[str], experts: bool
     ) -> dict[str, Any] | None:
         """The `quantization_config` of config.json. None when nothing is packed.
 
-        packed: module path -> scheme. dense_modules: paths of linear modules that stay dense.
+        packed: module path -> how it is stored. dense_modules: paths of linear modules that stay dense.
         experts: whether packed experts are among them.
         """
         if not packed:
             return None
-        # by name: the dtype of scales is not part of a group's description
-        main = Counter(scheme.name for scheme in packed.values()).most_common(1)[0][0]
-        by_name = {scheme.name: scheme for scheme in packed.values()}
+        main = Counter(stored.name for stored in packed.values()).most_common(1)[0][0]
+        by_name = {stored.name: stored for stored in packed.values()}
         groups: dict[str, Any] = {}
         for number, name in enumerate(sorted(set(by_name) - {main}), 1):
             groups[f"group_{number}"] = _group(sorted(n for n, s in packed.items() if s.name == name), by_name[name])
         groups["group_0"] = _group(["Linear"], by_name[main])
+        layouts = {stored.layout for stored in by_name.values()}
         config: dict[str, Any] = {
             "quant_method": "compressed-tensors",
-            "format": "pack-quantized",
+            "format": layouts.pop() if len(layouts) == 1 else MIXED,
             "quantization_status": "compressed",
             "config_groups": groups,
             "ignore": sorted(dense_modules),
         }
         # decoded on loading; else it is on a layer's first forward, and t5 asks for `wo.weight` before that
-        if experts or len(by_name) == 1 or not by_name[main].symmetric:
+        whole = all(stored.activation is None for stored in by_name.values())
+        if whole and (experts or len(by_name) == 1 or not by_name[main].scheme.symmetric):
             config["dequantize"] = True
         return config
 
 
-def _group(targets: list[str], scheme: Scheme) -> dict[str, Any]:
+def _group(targets: list[str], stored: Stored) -> dict[str, Any]:
+    scheme = stored.scheme
     grouped = scheme.group_size != -1
     return {
         "targets": targets,
@@ -121,9 +153,20 @@ def _group(targets: list[str], scheme: Scheme) -> dict[str, Any]:
             "group_size": scheme.group_size if grouped else None,
             "dynamic": False,
         },
-        "input_activations": None,
+        "input_activations": _inputs(stored.activation) if stored.activation else None,
         "output_activations": None,
-        "format": "pack-quantized",
+        "format": stored.layout,
+    }
+
+
+def _inputs(activation: ActScheme) -> dict[str, Any]:
+    return {
+        "num_bits": activation.bits,
+        "type": "int",
+        "symmetric": activation.symmetric,
+        "strategy": activation.strategy,
+        "group_size": None,
+        "dynamic": activation.dynamic,
     }
 
 
