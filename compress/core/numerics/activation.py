@@ -98,7 +98,7 @@ def integer_linear(x: Tensor, weight: QTensor, scheme: ActScheme, grid: Grid | N
     whole = weight.codes.to(torch.float32) - symmetric_zero(weight.scheme)
     total = integer_product(codes.reshape(-1, x.shape[-1]), whole)
     if grid.zero is not None:
-        total = total - int(grid.zero) * whole.sum(1, dtype=torch.float64).to(torch.int64)
+        total = total - grid.zero.reshape(-1, 1).long() * whole.sum(1, dtype=torch.float64).long()
     out = total.reshape(*x.shape[:-1], -1).to(torch.float32) * (grid.scale * weight.scale.float().T)
     return out if bias is None else out + bias
 
