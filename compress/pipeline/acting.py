@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from compress.core.errors import RecipeError
 from compress.core.numerics.activation import Grid, fake_quantize
 from compress.core.types import ActScheme
 from compress.pipeline.solve import Solved
@@ -24,7 +26,7 @@ class Acting:
         """The layer has its compressed weight: from now on its input is rounded with `activation`, if there is one."""
         if activation is not None:
             module = self._model.get_submodule(solved.layer.param.rpartition(".")[0])
-            hook = rounding(activation, solved.grid)
+            hook = rounding(solved.layer.name, activation, solved.grid)
             self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def end(self) -> None:
@@ -33,8 +35,14 @@ class Acting:
             self._handles.pop().remove()
 
 
-def rounding(scheme: ActScheme, grid: Grid | None) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
-    """A forward pre-hook that rounds a module's first argument."""
+Hook = Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+def rounding(name: str, scheme: ActScheme, grid: Grid | None) -> Hook:
+    """A forward pre-hook that rounds the first argument of module `name`.
+
+    It raises RecipeError where the grid of one text would depend on the others of its batch.
+    """
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
@@ -43,6 +51,15 @@ def rounding(scheme: ActScheme, grid: Grid | None) -> Callable[..., tuple[tuple[
         return args, {**kwargs, name: _rounded(kwargs[name])}
 
     def _rounded(x: Tensor) -> Tensor:
-        return fake_quantize(x, scheme, grid) if x.numel() else x
+        if scheme.dynamic and x.ndim < 3:
+            raise RecipeError(
+                f"{name} is given the tokens of all texts as one matrix, so that a text's grid would depend on its "
+                "neighbours; use --activations static"
+            )
+        if x.numel() == 0:
+            return x
+        if scheme.dynamic and scheme.strategy == "tensor":  # every text as a batch of its own
+            return torch.cat([fake_quantize(text, scheme) for text in torch.split(x, 1)])
+        return fake_quantize(x, scheme, grid)
 
     return before
