@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from compress.core.errors import DataError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from compress.core.numerics.bootstrap import Array
 
@@ -82,7 +82,7 @@ class Task(ABC):
     peft: ClassVar[str]  # peft's name of the task
     architecture: ClassVar[str] = ""  # how the names of its model classes end; empty where the class does not tell
     fields: ClassVar[tuple[Field, ...]]
-    metrics: ClassVar[tuple[Metric, ...]]  # the first one is what tuning maximises
+    metrics: ClassVar[tuple[Metric, ...]]  # the first one is what tuning maximises, see `aim`
     config: ClassVar[dict[str, Any]] = {}  # of a new head, beside its labels
     classes: ClassVar[bool] = True  # the model's outputs are scores of classes, named in its config
     words: ClassVar[bool] = False  # a row is words with a tag each
@@ -135,6 +135,10 @@ class Task(ABC):
     def features(self, rows: Sequence[Row], context: Context) -> list[Feature]:
         """Tokenized rows, in order. Rows without labels give features without. Raises DataError."""
 
+    def examples(self, rows: Sequence[Row], context: Context) -> list[tuple[Feature, ...]]:
+        """What is trained on: features of a row that go into one batch together, by default each by itself."""
+        return [(feature,) for feature in self.features(rows, context)]
+
     @abstractmethod
     def collate(self, features: Sequence[Feature], context: Context) -> dict[str, Tensor]:
         """One padded batch of int64 tensors (B, ...), `labels` included where there are any."""
@@ -148,6 +152,16 @@ class Task(ABC):
         """What answers are made from, (B, ...), of a model's output."""
         logits: Tensor = output.logits
         return logits
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor], context: Context) -> Tensor | None:
+        """The loss of a batch of whole examples, with gradients; None: the model's own loss is what is trained."""
+        del model, batch, context
+        return None
+
+    def aim(self, context: Context) -> str:
+        """The figure that tuning maximises."""
+        del context
+        return self.metrics[0].name
 
     @abstractmethod
     def answers(self, outputs: Sequence[Tensor], features: Sequence[Feature], context: Context) -> list[Any]:

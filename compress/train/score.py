@@ -17,10 +17,11 @@ SCORE_BATCH = 32
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one split and their features."""
+    """Rows of one split and their features; of training rows also the examples, see Task.examples."""
 
     rows: Sequence[Row]
     features: Sequence[Feature]
+    examples: Sequence[tuple[Feature, ...]] = ()
 
 
 def score(model: nn.Module, task: Task, context: Context, part: Part) -> Array:
@@ -38,7 +39,7 @@ def score(model: nn.Module, task: Task, context: Context, part: Part) -> Array:
             if logits.ndim > 2:
                 logits = logits[:, -batch["input_ids"].shape[1] :]  # without learned positions before the text
             if not bool(torch.isfinite(logits).all()):
-                raise ModelError("the model gives NaN or infinity on validation rows; lower --learning-rate")
+                raise ModelError("the model gives NaN or infinity on held-out rows")
             found |= {n: unpadded(logits[i], features[i], context) for i, n in enumerate(numbers)}
     outputs = [found[n] for n in range(len(part.features))]
     return task.counts(task.answers(outputs, part.features, context), part.rows, context)

@@ -21,7 +21,8 @@ from compress.core.errors import DataError, ModelError, OutputError, UsageError
 from compress.core.types import RunRecord
 from compress.pipeline.labelled import Found, Wanted, find_labelled, read_labelled
 from compress.pipeline.quantize import quantize
-from compress.pipeline.tune import class_weights, tune
+from compress.pipeline.settle import class_weights
+from compress.pipeline.tune import tune
 from compress.recipe import Recipe, TuneRecipe
 from tests.tiny import randomize, save_tiny, tiny_config, tiny_tokenizer
 

@@ -42,4 +42,5 @@ def taking_past(model: Any) -> Any:
     return model
 
 
-TUNING = Tuning(apply, Options, 1e-2, "arXiv:2101.00190", "learned keys and values in every block", merges=False)
+TUNING = Tuning(apply, Options, 1e-2, "arXiv:2101.00190", "learned keys and values in every block", merges=False,
+                reopened=taking_past)  # fmt: skip
