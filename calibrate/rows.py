@@ -57,7 +57,7 @@ def _read(data: str, tagged: bool, splits: list[tuple[str, str]]) -> Table:
     path = Path(data).expanduser()
     if path.is_dir():
         if any((path / mark).is_file() for mark in arrow.SAVED):
-            read = [(part, arrow.read_saved(path, data, PLENTY, name)) for part, name in splits or [("", "")]]
+            read = [(part, arrow.read_saved(path, data, PLENTY, name)) for part, name in splits or [(None, "")]]
             return _joined(read, data, "arrow")
         return _folder(path, data, tagged, splits)
     if path.is_file():
@@ -71,7 +71,7 @@ def _read(data: str, tagged: bool, splits: list[tuple[str, str]]) -> Table:
     if path.exists() or path.suffix.lower() in _suffixes(tagged) or not sources.HUB_NAME.fullmatch(data):
         raise sources.missing(path, data)
     repo = ":".join([*data.split(":"), ""][:2])
-    names = [(part, f"{repo}:{name}") for part, name in splits] or [("", data)]
+    names = [(part, f"{repo}:{name}") for part, name in splits] or [(None, data)]
     return _joined([(part, arrow.read_hub(name, PLENTY)) for part, name in names], data, "hub")
 
 
@@ -79,15 +79,16 @@ def _suffixes(tagged: bool) -> tuple[str, ...]:
     return (*dict.fromkeys((*sources.SUFFIXES, *(conll.SUFFIXES if tagged else conll.NAMED))),)
 
 
-def _joined(read: Sequence[tuple[str, arrow.Table]], data: str, form: str) -> Table:
-    """One table of those of the splits that were asked for, each with the part that it is."""
+def _joined(read: Sequence[tuple[str | None, arrow.Table]], data: str, form: str) -> Table:
+    """One table of those of the splits that were asked for, each with the part that it is; None: nobody asked."""
     rows = [row for _, table in read for row in table.rows]
     if not rows:
         raise DataError(f"{data} holds no rows; give a set with rows in it")
     notes = [table.note for _, table in read if table.note]
-    if len(read) == 1 and not read[0][0] and (unread := [s for s in read[0][1].splits if s != read[0][1].split]):
-        notes.append(f"Only the split {read[0][1].split} of {data} was read, not {', '.join(unread[:6])}; see --split.")
-    given = [part for part, table in read for _ in table.rows]
+    for part, table in read:
+        if part is None and (unread := [name for name in table.splits if name != table.split]):
+            notes.append(f"Only the split {table.split} of {data} was read, not {', '.join(unread[:6])}; see --split.")
+    given = [part or "" for part, table in read for _ in table.rows]
     return Table(rows, given, data, form, notes=tuple(notes))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,8 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     parts[0], drawn = settle.balanced(labelled, parts[0], ready.recipe)
     notes = [*ready.notes, *_cut(parts, context.max_length), *drawn]
     model, size = _adapted(ready)
+    if (crf := loop.crf_of(model)) is not None:
+        context = replace(context, decode=crf.decode)
     stages.done("tokenize and build")
     weights = settle.class_weights(labelled) if ready.recipe.resample == "weights" else None
     settings = loop.Settings(ready.recipe, settle.rate_of(ready.recipe, ready.tuning), out / WORK / "training", weights)
@@ -138,7 +140,7 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     stages.done("train")
     trained = probe(model, labelled.task, context, parts[2].features)
     _write(run, model)
-    del model
+    del model, crf
     stages.done("write")
     hooks.report("testing", 0, 1)
     opener = Opener(labelled.task, ready.tuning, ready.opened.folder, head_of(labelled), ready.recipe.trust_remote_code)

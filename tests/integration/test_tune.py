@@ -24,7 +24,7 @@ from compress.pipeline.quantize import quantize
 from compress.pipeline.settle import class_weights
 from compress.pipeline.tune import tune
 from compress.recipe import Recipe, TuneRecipe
-from tests.tiny import randomize, save_tiny, tiny_config, tiny_tokenizer
+from tests.tiny import save_tiny
 
 WORDS = ("river", "market", "window", "report", "engine", "garden", "minute", "school")
 SIGNS = {"sport": ("goal", "match"), "tech": ("chip", "code"), "food": ("bread", "salt")}
@@ -243,32 +243,6 @@ def test_a_crf_survives_saving_and_quantizing(method: str, bert: Path, tmp_path:
 def test_a_crf_is_for_taggers(bert: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--crf is for tags of words; text-classification has none"):
         run(bert, write_topics(tmp_path / "t.csv"), tmp_path / "out", crf=True)
-
-
-def test_an_embedder_is_judged_by_what_it_finds(tmp_path: Path) -> None:
-    """No head and no labels: pairs, the pooling of the model's own files, and the passages of all held-out rows."""
-    folder = tmp_path / "embedder"
-    torch.manual_seed(0)
-    model = transformers.BertModel(tiny_config("bert"))
-    randomize(model)
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    data = tmp_path / "pairs.csv"
-    draw = random.Random(0)
-    with data.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["question", "answer"])
-        for n in range(80):
-            words = [*draw.sample(WORDS, k=4), str(n)]
-            writer.writerow([" ".join(words), " ".join([*words, draw.choice(WORDS)])])
-    out = tmp_path / "small"
-    settings = {"samples": 4, "seq_len": 64, "threads": 1, "task": "feature-extraction"}
-    record = quantize(Recipe.build(model=str(folder), data=str(data), out=str(out), bits=8, **settings))
-    assert figure(record, "recall_at_10", "original") > 0.6
-    assert abs(figure(record, "recall_at_10_change", str(out))) < 0.1
-    assert not [m for m in record.measurements if m.name in ("spearman", "kl")]
-    with pytest.raises(UsageError, match="feature-extraction models are measured and quantized here, not tuned"):
-        run(folder, data, tmp_path / "tuned", task="feature-extraction")
 
 
 def test_a_column_that_is_not_there(bert: Path, tmp_path: Path) -> None:
