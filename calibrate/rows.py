@@ -57,7 +57,8 @@ def _read(data: str, tagged: bool, splits: list[tuple[str, str]]) -> Table:
     path = Path(data).expanduser()
     if path.is_dir():
         if any((path / mark).is_file() for mark in arrow.SAVED):
-            read = [(part, arrow.read_saved(path, data, PLENTY, name)) for part, name in splits or [(None, "")]]
+            wanted: list[tuple[str | None, str]] = [*splits] or [(None, "")]
+            read = [(part, arrow.read_saved(path, data, PLENTY, name)) for part, name in wanted]
             return _joined(read, data, "arrow")
         return _folder(path, data, tagged, splits)
     if path.is_file():
@@ -71,7 +72,7 @@ def _read(data: str, tagged: bool, splits: list[tuple[str, str]]) -> Table:
     if path.exists() or path.suffix.lower() in _suffixes(tagged) or not sources.HUB_NAME.fullmatch(data):
         raise sources.missing(path, data)
     repo = ":".join([*data.split(":"), ""][:2])
-    names = [(part, f"{repo}:{name}") for part, name in splits] or [(None, data)]
+    names: list[tuple[str | None, str]] = [(part, f"{repo}:{name}") for part, name in splits] or [(None, data)]
     return _joined([(part, arrow.read_hub(name, PLENTY)) for part, name in names], data, "hub")
 
 
