@@ -44,7 +44,7 @@ def tune(
     overwrite: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> RunRecord:
-    """Make or adapt a task model and return the record of the run; calling it again resumes or returns the finished run.
+    """Make or adapt a task model and return the record of the run; calling it again resumes or returns a finished run.
 
     model: a folder, hub id or .gguf file, or a whole TuneRecipe (then `data`, `out` and `method` are taken from it).
     data: rows with labels, as a file, a folder or a hub name. out: output folder, by default named after the model and
@@ -53,11 +53,10 @@ def tune(
     Raises the errors of compress.core.errors: InputError for models, data and settings that cannot be used,
     VerificationError when what was written does not answer as the trained model does.
     """
-    recipe = (
-        model if isinstance(model, TuneRecipe) else TuneRecipe.build(model=model, data=data, out=out, method=method)
-    )
+    if not isinstance(model, TuneRecipe):
+        model = TuneRecipe.build(model=model, data=data, out=out, method=method)
     hooks = Hooks(report=progress) if progress else Hooks()
-    return tuning_stage.tune(recipe, overwrite, hooks)
+    return tuning_stage.tune(model, overwrite, hooks)
 
 
 def bench(subjects: tuple[str, ...], heldout: TokenSet | None = None, dtype: str = "float32") -> RunRecord:

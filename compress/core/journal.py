@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -155,7 +156,9 @@ def _clear(out: Path, files: Iterable[str]) -> None:
     found |= {path for pattern in _WEIGHTS for path in out.glob(pattern)}
     with storage_errors(out):
         for path in sorted(found):
-            if path != out / JOURNAL:
+            if path.is_dir() and path.parent == out / WORK:  # checkpoints of training, and a model not yet moved out
+                shutil.rmtree(path)
+            elif path != out / JOURNAL:
                 path.unlink(missing_ok=True)
         for folder in sorted({out / Path(name).parent for name in inside} - {out, out / JOURNAL.parent}):
             if folder.is_dir() and not any(folder.iterdir()):

@@ -139,6 +139,11 @@ class Task(ABC):
         """What is trained on: features of a row that go into one batch together, by default each by itself."""
         return [(feature,) for feature in self.features(rows, context)]
 
+    def unread(self, rows: Sequence[Row], features: Sequence[Feature], context: Context) -> list[str]:
+        """What of the rows the model will not see, besides what was cut off, each as a piece of text."""
+        del rows, features, context
+        return []
+
     @abstractmethod
     def collate(self, features: Sequence[Feature], context: Context) -> dict[str, Tensor]:
         """One padded batch of int64 tensors (B, ...), `labels` included where there are any."""

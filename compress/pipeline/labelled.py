@@ -27,7 +27,7 @@ TASK_FILE = Path("compress") / "task.json"
 class Wanted:
     """What the user asked for. task: its name or `auto`. columns: role -> column. labels: of the model, () if new.
 
-    choice: which of the rows.
+    choice: which of the rows. head: labels of the head that the model has, kept where the rows have no other ones.
     """
 
     data: str
@@ -37,6 +37,7 @@ class Wanted:
     strict: bool = False
     labels: tuple[str, ...] = ()
     choice: Choice = field(default_factory=Choice)
+    head: tuple[str, ...] = ()
 
     def read(self, tagged: bool) -> Table:
         """The rows of the source, those of `choice`. Raises DataError and RecipeError."""
@@ -81,6 +82,17 @@ def choose_task(name: str, architectures: Sequence[str]) -> Task | None:
     return next((t for t in tasks for a in architectures if t.architecture and a.endswith(t.architecture)), None)
 
 
+def labels_of_head(name: str, config: Any) -> tuple[str, ...]:
+    """The classes of the head that the model has for the task `name`, or for its own; () where it has none."""
+    task = choose_task("auto", config.architectures or [])
+    return names_of(config) if task is not None and task.classes and name in ("auto", task.name) else ()
+
+
+def names_of(config: Any) -> tuple[str, ...]:
+    """The classes of a model, by number."""
+    return tuple(str(config.id2label[n]) for n in sorted(config.id2label))
+
+
 def read_labelled(wanted: Wanted, architectures: Sequence[str]) -> Labelled:
     """Read, check and divide the rows of `wanted.data`. Raises DataError and UsageError."""
     task = choose_task(wanted.task, architectures)
@@ -112,6 +124,10 @@ def _divided(task: Task, table: Table, wanted: Wanted) -> Labelled:
     elif missing := sorted(set(labels) - set(task.labels([rows[n] for n in division.train], columns, table.source))):
         raise DataError(f"the labels {', '.join(missing[:8])} are in no training row, only in held-out ones; "
                         "give more rows of them, or leave them out")  # fmt: skip
+    elif set(labels) <= set(wanted.head):
+        if absent := ", ".join([name for name in wanted.head if name not in labels][:8]):
+            notes.append(f"No row has the label {absent}, which the model's head has: it is kept and learns nothing.")
+        labels = wanted.head
     card = {
         "source": table.source,
         "format": table.format,
@@ -232,7 +248,7 @@ def find_labelled(recipe: Recipe, folder: Path, config: Any) -> Found:
         task=task.name,
         columns=recipe.columns or (tuned["columns"] if tuned is not None and again else {}),
         seed=tuned["seed"] if tuned is not None else recipe.seed,
-        labels=tuple(str(config.id2label[n]) for n in sorted(config.id2label)) if task.classes else (),
+        labels=names_of(config) if task.classes else (),
         choice=choice if choice != Choice() or tuned is None or not again else tuned["choice"],
     )
     try:

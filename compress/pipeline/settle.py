@@ -85,10 +85,13 @@ def balanced(labelled: Labelled, part: Part, recipe: TuneRecipe) -> tuple[Part, 
 
 
 def class_weights(labelled: Labelled) -> tuple[float, ...]:
-    """Of each class in the loss: rows / (classes x rows of the class), of training rows; scikit-learn's `balanced`."""
+    """Of each class in the loss: rows / (classes x rows of the class), of training rows; scikit-learn's `balanced`.
+
+    A class without rows has weight 1, which nothing is multiplied by.
+    """
     rows = [labelled.rows[n] for n in labelled.division.train]
     counts = labelled.task.balance(rows, labelled.columns)
-    return tuple(len(rows) / (len(counts) * counts[name]) for name in labelled.labels)
+    return tuple(len(rows) / (len(counts) * counts[name]) if name in counts else 1.0 for name in labelled.labels)
 
 
 def rate_of(recipe: TuneRecipe, tuning: Tuning) -> float:

@@ -23,7 +23,7 @@ from compress.core.task import Context
 from compress.core.types import RunRecord
 from compress.pipeline import finish, identity, inputs, settle
 from compress.pipeline.hooks import Hooks, Stages
-from compress.pipeline.labelled import TASK_FILE, Labelled, Wanted, choice_of, read_labelled, task_bytes
+from compress.pipeline.labelled import TASK_FILE, Labelled, Wanted, choice_of, labels_of_head, read_labelled, task_bytes
 from compress.pipeline.reopen import Opener, examined, probe
 from compress.recipe import TuneRecipe
 from compress.train import loop
@@ -92,7 +92,8 @@ def _prepare(recipe: TuneRecipe, hooks: Hooks) -> Prepared:
     config = AutoConfig.from_pretrained(
         opened.folder, local_files_only=True, trust_remote_code=recipe.trust_remote_code
     )
-    wanted = Wanted(recipe.data, recipe.task, recipe.columns, recipe.seed, recipe.strict, choice=choice_of(recipe))
+    choice, head = choice_of(recipe), labels_of_head(recipe.task, config)
+    wanted = Wanted(recipe.data, recipe.task, recipe.columns, recipe.seed, recipe.strict, choice=choice, head=head)
     labelled = read_labelled(wanted, config.architectures or [])
     if not labelled.task.tunable:
         raise UsageError(f"{labelled.task.name} models are measured and quantized here, not tuned")
@@ -128,7 +129,7 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
         parts.append(labelled.part(name, context))
         hooks.report("tokenizing", number + 1, 3)
     parts[0], drawn = settle.balanced(labelled, parts[0], ready.recipe)
-    notes = [*ready.notes, *_cut(parts, context.max_length), *drawn]
+    notes = [*ready.notes, *_cut(ready, parts), *drawn]
     model, size = _adapted(ready)
     if (crf := loop.crf_of(model)) is not None:
         context = replace(context, decode=crf.decode)
@@ -163,10 +164,17 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     )
 
 
-def _cut(parts: Sequence[Part], length: int) -> list[str]:
-    cut = sum(feature.truncated for part in parts for feature in part.features)
-    total = sum(len(part.features) for part in parts)
-    return [f"{cut} of {total} rows are longer than {length} tokens and were cut; see --max-length."] if cut else []
+def _cut(ready: Prepared, parts: Sequence[Part]) -> list[str]:
+    """What the model will not see of the rows, as sentences."""
+    task, length = ready.labelled.task, ready.context.max_length
+    features = [feature for part in parts for feature in part.features]
+    said = []
+    if cut := sum(feature.truncated for feature in features):
+        why = "see --max-length" if length == ready.recipe.max_length else "which is all that the model takes"
+        said.append(f"{cut} of {len(features)} texts are longer than {length} tokens and were cut; {why}.")
+    if lost := [piece for part in parts for piece in task.unread(part.rows, part.features, ready.context)]:
+        said.append(f"The tokenizer makes nothing of {len(lost)} words, {lost[0]!r} the first; they are taken for O.")
+    return said
 
 
 def _adapted(ready: Prepared) -> tuple[Any, dict[str, Any]]:
