@@ -211,6 +211,7 @@ def test_labels_that_only_held_out_rows_have(bert: Path, tmp_path: Path) -> None
 
 def test_a_head_of_another_size(topics: tuple[Path, RunRecord], tmp_path: Path) -> None:
     lines = write_topics(tmp_path / "t.csv").read_text(encoding="utf-8").replace(",food", ",sport")
+    lines = lines.replace(",tech", ",code")  # not one of the classes that the head has
     (tmp_path / "two.csv").write_text(lines, encoding="utf-8")
     with pytest.raises(ModelError, match="has a head for another number of classes than the 2 of the data"):
         run(topics[0], tmp_path / "two.csv", tmp_path / "out")
