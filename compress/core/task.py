@@ -95,6 +95,10 @@ class Task(ABC):
         """
         there = list(dict.fromkeys(str(key) for row in rows[:1000] for key in row))
         listed = ", ".join(repr(name) if not name.isprintable() else name for name in there[:20]) or "none"
+        roles = [asked.role for asked in self.fields]
+        if strange := next((role for role in given if role not in roles), None):
+            raise DataError(f"--columns {strange}={given[strange]}: {self.name} has no column of that kind; it has "
+                            f"{', '.join(roles)}")  # fmt: skip
         found: dict[str, str] = {}
         for asked in self.fields:
             wanted = given.get(asked.role)

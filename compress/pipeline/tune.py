@@ -157,7 +157,7 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
         measurements=tuple(measurements),
         verified=tuple(verified),
         training=asdict(history),
-        notes=(*notes, *said),
+        notes=(*notes, *said, *filter(None, [ready.tuning.note])),
         stages=stages.seconds,
         environment=ready.environment,
         reproduce=finish.command_line(ready.recipe, out),

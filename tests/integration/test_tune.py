@@ -249,3 +249,24 @@ def test_a_crf_is_for_taggers(bert: Path, tmp_path: Path) -> None:
 def test_a_column_that_is_not_there(bert: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no column 'stars'; the columns are: text, label"):
         run(bert, write_topics(tmp_path / "t.csv"), tmp_path / "out", columns={"label": "stars"})
+
+
+def test_a_kind_of_column_that_the_task_does_not_have(bert: Path, tmp_path: Path) -> None:
+    data = write_topics(tmp_path / "t.csv")
+    with pytest.raises(DataError, match="--columns lable=label: text-classification has no column of that kind; it has"):
+        run(bert, data, tmp_path / "out", task="text-classification", columns={"lable": "label"})
+    with pytest.raises(DataError, match="no task fits the columns"):
+        run(bert, data, tmp_path / "out", columns={"lable": "label"})
+
+
+def test_the_kinds_of_columns_choose_the_task(bert: Path, tmp_path: Path) -> None:
+    """A title, a body and a topic: a classifier, or, where the title is called a query, an embedder."""
+    lines = write_topics(tmp_path / "t.csv", 60).read_text(encoding="utf-8").splitlines()[1:]
+    body = "".join(f"title {n},{line}\n" for n, line in enumerate(lines))
+    (tmp_path / "three.csv").write_text("title,body,topic\n" + body, encoding="utf-8")
+
+    def task_of(**columns: str) -> str:
+        return read_labelled(Wanted(str(tmp_path / "three.csv"), "auto", columns, 0), []).task.name
+
+    assert task_of() == task_of(text="title") == "text-classification"
+    assert task_of(query="title") == "feature-extraction"
