@@ -17,9 +17,9 @@ from compress.core import device
 from compress.core.crf import read_crf
 from compress.core.errors import ModelError
 from compress.core.numerics.bootstrap import bootstrap
-from compress.core.task import Context, Feature, Task
+from compress.core.task import Context, Task
 from compress.core.types import Measurement
-from compress.train.score import Part, score
+from compress.train.score import Part, outputs_of, score
 from compress.train.tuning import Tuning
 
 PROBES = 16  # features whose outputs are compared
@@ -68,19 +68,13 @@ class Opener:
         return found
 
 
-def probe(model: Any, task: Task, context: Context, features: Sequence[Feature]) -> Tensor:
-    """Outputs of the first features in one batch, float32, without learned positions before the text."""
-    model.eval()
-    where = next(model.parameters()).device
-    batch = {n: t.to(where) for n, t in task.collate(features[:PROBES], context).items()}
-    with torch.inference_mode():
-        outputs = task.outputs(model(**{n: t for n, t in batch.items() if n != "labels"})).float().cpu()
-    outputs = outputs[:, -batch["input_ids"].shape[1] :] if outputs.ndim > 2 else outputs
-    return outputs if outputs.ndim < 3 else outputs * batch["attention_mask"].cpu()[..., None]
+def probe(model: Any, task: Task, context: Context, part: Part) -> list[Tensor]:
+    """Outputs of the first features, to be compared with those of the model that the files give."""
+    return outputs_of(model, task, context, part.features[:PROBES])
 
 
 def examined(
-    opener: Opener, out: Path, context: Context, part: Part, trained: Tensor
+    opener: Opener, out: Path, context: Context, part: Part, trained: Sequence[Tensor]
 ) -> tuple[list[Measurement], list[dict[str, Any]]]:
     """The figures of the model in `out` on `part`, and lines for the record: does it answer as the trained one did?
 
@@ -92,15 +86,15 @@ def examined(
     lines = []
     for name in opener.openers():
         model = opener.open(name, out)
-        found = probe(model, task, context, part.features)
-        difference = float((found - trained).abs().max())
-        tolerance = TOLERANCE * max(1.0, float(trained.abs().max()))
+        found = probe(model, task, context, part)
+        difference = max(float((a - b).abs().max()) for a, b in zip(found, trained, strict=True))
+        tolerance = TOLERANCE * max(1.0, *(float(output.abs().max()) for output in trained))
         lines.append({
             "check": f"outputs of {'the adapter on its base' if name == 'peft' else 'from_pretrained'} in float32",
             "runtime": f"{name} {device.package_version(name)}",
             "difference": difference,
             "tolerance": tolerance,
-            "rows": len(found),
+            "texts": len(found),
             "passed": difference <= tolerance,
         })  # fmt: skip
     return measure(model, task, context, part, str(out)), lines

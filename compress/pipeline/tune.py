@@ -139,7 +139,7 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     settings, said = settle.settled(model, labelled, context, parts[0], settings, run.journal)
     history = loop.train(model, labelled.task, context, (parts[0], parts[1]), settings, hooks.report)
     stages.done("train")
-    trained = probe(model, labelled.task, context, parts[2].features)
+    trained = probe(model, labelled.task, context, parts[2])
     _write(run, model)
     del model, crf
     stages.done("write")
