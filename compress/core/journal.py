@@ -156,7 +156,8 @@ def _clear(out: Path, files: Iterable[str]) -> None:
     found |= {path for pattern in _WEIGHTS for path in out.glob(pattern)}
     with storage_errors(out):
         for path in sorted(found):
-            if path.is_dir() and path.parent == out / WORK:  # checkpoints of training, and a model not yet moved out
+            ours = path.parent == out / WORK and path.is_dir() and not path.is_symlink()
+            if ours:  # checkpoints of training, a model not yet moved out
                 shutil.rmtree(path)
             elif path != out / JOURNAL:
                 path.unlink(missing_ok=True)

@@ -103,12 +103,14 @@ def read_labelled(wanted: Wanted, architectures: Sequence[str]) -> Labelled:
 
 
 def _divided(task: Task, table: Table, wanted: Wanted) -> Labelled:
+    # rows are counted as they were chosen
+    called = f"the chosen rows of {table.source}" if wanted.choice != Choice() else table.source
     columns = task.columns(table.rows, wanted.columns, table.source)
-    texts = task.texts(table.rows, columns, table.source)
-    labels = task.labels(table.rows, columns, table.source)
+    texts = task.texts(table.rows, columns, called)
+    labels = task.labels(table.rows, columns, called)
     rows, mended = task.sound(table.rows, columns)
     if mended and wanted.strict:
-        raise DataError(f"row {mended[0][0] + 1} of {table.source} has an I- tag that no B- tag begins; mend it, or "
+        raise DataError(f"row {mended[0][0] + 1} of {called} has an I- tag that no B- tag begins; mend it, or "
                         "leave out --strict to have it read as B-")  # fmt: skip
     strata = task.strata(rows, columns)
     division = divide(texts, strata, table.given, wanted.seed)

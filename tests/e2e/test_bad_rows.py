@@ -81,6 +81,7 @@ def test_empty_cells_and_the_filter_that_leaves_them_out(run: Run, bert: Path) -
     said = refused(run, bert, data)
     assert "row 12 of gaps.csv has no label in column 'label'" in said
     assert "--filter 'label!='" in said
+    assert "row 2 of the chosen rows of gaps.csv has no label" in refused(run, bert, data, "--select", "10:")
     record = done(run, bert, data, "--filter", "label!=")
     assert record["data"]["rows"] == 59
 

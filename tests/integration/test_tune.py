@@ -253,9 +253,7 @@ def test_a_column_that_is_not_there(bert: Path, tmp_path: Path) -> None:
 
 def test_a_kind_of_column_that_the_task_does_not_have(bert: Path, tmp_path: Path) -> None:
     data = write_topics(tmp_path / "t.csv")
-    with pytest.raises(
-        DataError, match="--columns lable=label: text-classification has no column of that kind"
-    ):
+    with pytest.raises(DataError, match="--columns lable=label: text-classification has no column of that kind"):
         run(bert, data, tmp_path / "out", task="text-classification", columns={"lable": "label"})
     with pytest.raises(DataError, match="no task fits the columns"):
         run(bert, data, tmp_path / "out", columns={"lable": "label"})
