@@ -128,8 +128,9 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     for number, name in enumerate(("train", "validation", "test")):
         parts.append(labelled.part(name, context))
         hooks.report("tokenizing", number + 1, 3)
+    notes = [*ready.notes, *_cut(ready, parts)]
     parts[0], drawn = settle.balanced(labelled, parts[0], ready.recipe)
-    notes = [*ready.notes, *_cut(ready, parts), *drawn]
+    notes += drawn
     model, size = _adapted(ready)
     if (crf := loop.crf_of(model)) is not None:
         context = replace(context, decode=crf.decode)

@@ -210,6 +210,7 @@ def train(
     trainer.job = _Job(task, context, validation, settings, report)
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=newest_checkpoint(settings.folder))
+    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)  # no bfloat16 in what follows
     state = trainer.state
     lines = [line_of(line) for line in state.log_history]
     return History(lines, state.best_global_step, state.global_step < state.max_steps)

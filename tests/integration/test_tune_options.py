@@ -162,6 +162,7 @@ def test_bfloat16_where_it_is_faster(
     plain = run(bert, data, tmp_path / "plain", epochs=1, bf16=chosen == "bfloat16")
     losses = [[line["loss"] for line in r.training["lines"] if "loss" in line] for r in (record, plain)]
     assert losses[0] == losses[1]
+    assert record.verified[0]["difference"] == 0  # trained in bfloat16, compared in float32
 
 
 def test_the_score_is_that_of_the_files(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
