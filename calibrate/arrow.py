@@ -23,11 +23,12 @@ HUB_TIMEOUT = 10.0  # seconds
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a data set. split: the one that was read, or empty. note: see TextFile."""
+    """Rows of a data set. split: the one that was read, or empty; splits: all there are. note: see TextFile."""
 
     rows: list[Row]
     split: str = ""
     note: str = ""
+    splits: tuple[str, ...] = ()
 
 
 def read_file(path: Path, name: str, max_chars: int) -> Table:
@@ -53,16 +54,18 @@ def read_file(path: Path, name: str, max_chars: int) -> Table:
     return Table(rows, note=note)
 
 
-def read_saved(path: Path, name: str, max_chars: int) -> Table:
-    """Rows of a `save_to_disk` folder; of several splits `train`, else the first. Raises DataError."""
+def read_saved(path: Path, name: str, max_chars: int, wanted: str = "") -> Table:
+    """Rows of a `save_to_disk` folder; of several splits the wanted one, `train`, else the first. Raises DataError."""
     import datasets
 
     try:
         with _quiet():
             loaded = datasets.load_from_disk(str(path))
-        split = ""
-        if isinstance(loaded, datasets.DatasetDict):
-            split = _preferred(list(loaded))
+        split, splits = "", tuple(map(str, loaded)) if isinstance(loaded, datasets.DatasetDict) else ()
+        if wanted and wanted not in splits:
+            raise DataError(f"{name} has no split {wanted!r}; there is {', '.join(splits[:20]) or 'none'}")
+        if splits:
+            split = wanted or _preferred(list(splits))
             loaded = loaded[split]
         rows, note = _take(loaded, name, max_chars)
     except DataError:
@@ -70,7 +73,7 @@ def read_saved(path: Path, name: str, max_chars: int) -> Table:
     except Exception as error:  # as above
         said = f"is not a readable save_to_disk folder ({_first_line(error)})"
         raise DataError(f"{name} {said}; save it again") from None
-    return Table(rows, split, note)
+    return Table(rows, split, note, splits)
 
 
 def read_hub(name: str, max_chars: int) -> Table:
@@ -103,7 +106,8 @@ def read_hub(name: str, max_chars: int) -> Table:
         ) from None
     try:
         with _quiet():
-            split = split or _preferred(datasets.get_dataset_split_names(repo, config or None))
+            splits = [] if split else datasets.get_dataset_split_names(repo, config or None)
+            split = split or _preferred(splits)
             stream = datasets.load_dataset(repo, config or None, split=split, streaming=not offline)
             rows, note = _take(stream, name, max_chars)
     except DataError:
@@ -112,7 +116,7 @@ def read_hub(name: str, max_chars: int) -> Table:
         raise DataError(
             f"the hub data set {name} cannot be read ({_first_line(error)}); name it as NAME:CONFIG:SPLIT"
         ) from None
-    return Table(rows, split, note)
+    return Table(rows, split, note, tuple(splits))
 
 
 @contextmanager

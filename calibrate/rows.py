@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from calibrate import arrow, conll, formats, sources
+from calibrate.choose import Choice, chosen, splits_of
 from calibrate.encodings import decode
 from calibrate.formats import Row
 from compress.core.errors import DataError
@@ -14,6 +17,7 @@ PLENTY = 1 << 31  # characters: labelled data is read whole
 SPLITS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
           "val": "validation", "dev": "validation", "test": "test", "testing": "test", "eval": "test"}  # fmt: skip
 """File names that say which split a file is."""
+SHARD = re.compile(r"-\d+-of-\d+$")
 
 
 @dataclass(frozen=True)
@@ -27,37 +31,66 @@ class Table:
     encoding: str = ""
     notes: tuple[str, ...] = ()
 
+    def only(self, numbers: Sequence[int]) -> Table:
+        """The same with some of the rows."""
+        return replace(self, rows=[self.rows[n] for n in numbers], given=[self.given[n] for n in numbers])
 
-def read_rows(data: str, tagged: bool = False) -> Table:
+
+def read_rows(data: str, tagged: bool = False, choice: Choice | None = None, seed: int = 0) -> Table:
     """Every row that `data` names: a file, a folder of files, a `save_to_disk` folder or a hub name.
 
-    tagged: text files are words with tags. Raises DataError in one sentence.
+    tagged: text files are words with tags. choice: which of the rows, `seed` for those that are drawn. Raises DataError
+    in one sentence.
     """
+    choice = choice or Choice()
+    table = _read(data, tagged, splits_of(choice.split))
+    numbers = chosen(table.rows, choice, seed, table.source)
+    if len(numbers) == len(table.rows):
+        return table
+    said = f"{len(numbers)} of {len(table.rows)} rows of {table.source} were chosen by --filter and --select."
+    return replace(table.only(numbers), notes=(*table.notes, said))
+
+
+def _read(data: str, tagged: bool, splits: list[tuple[str, str]]) -> Table:
     if not data.strip():
         raise DataError("--data is empty; give a file, a folder or a hub name")
     path = Path(data).expanduser()
     if path.is_dir():
         if any((path / mark).is_file() for mark in arrow.SAVED):
-            return _table(arrow.read_saved(path, data, PLENTY), data, "arrow")
-        return _folder(path, data, tagged)
+            wanted: list[tuple[str | None, str]] = [*splits] or [(None, "")]
+            read = [(part, arrow.read_saved(path, data, PLENTY, name)) for part, name in wanted]
+            return _joined(read, data, "arrow")
+        return _folder(path, data, tagged, splits)
     if path.is_file():
+        if splits:
+            raise DataError(f"{data} is one file and has no splits; leave out --split, or give the folder that holds "
+                            "a file for each")  # fmt: skip
         rows, encoding, note = _file(path, data, tagged)
         if not rows:
             raise DataError(f"{data} holds no rows; give a file with rows in it")
         return Table(rows, [""] * len(rows), data, path.suffix[1:].lower(), encoding, (note,) if note else ())
     if path.exists() or path.suffix.lower() in _suffixes(tagged) or not sources.HUB_NAME.fullmatch(data):
         raise sources.missing(path, data)
-    return _table(arrow.read_hub(data, PLENTY), data, "hub")
+    repo = ":".join([*data.split(":"), ""][:2])
+    names: list[tuple[str | None, str]] = [(part, f"{repo}:{name}") for part, name in splits] or [(None, data)]
+    return _joined([(part, arrow.read_hub(name, PLENTY)) for part, name in names], data, "hub")
 
 
 def _suffixes(tagged: bool) -> tuple[str, ...]:
     return (*dict.fromkeys((*sources.SUFFIXES, *(conll.SUFFIXES if tagged else conll.NAMED))),)
 
 
-def _table(table: arrow.Table, data: str, form: str) -> Table:
-    if not table.rows:
+def _joined(read: Sequence[tuple[str | None, arrow.Table]], data: str, form: str) -> Table:
+    """One table of those of the splits that were asked for, each with the part that it is; None: nobody asked."""
+    rows = [row for _, table in read for row in table.rows]
+    if not rows:
         raise DataError(f"{data} holds no rows; give a set with rows in it")
-    return Table(table.rows, [""] * len(table.rows), data, form, notes=(table.note,) if table.note else ())
+    notes = [table.note for _, table in read if table.note]
+    for part, table in read:
+        if part is None and (unread := [name for name in table.splits if name != table.split]):
+            notes.append(f"Only the split {table.split} of {data} was read, not {', '.join(unread[:6])}; see --split.")
+    given = [part or "" for part, table in read for _ in table.rows]
+    return Table(rows, given, data, form, notes=tuple(notes))
 
 
 def _file(path: Path, name: str, tagged: bool) -> tuple[list[Row], str, str]:
@@ -77,7 +110,7 @@ def _file(path: Path, name: str, tagged: bool) -> tuple[list[Row], str, str]:
     return read.rows, read.encoding, read.note
 
 
-def _folder(path: Path, data: str, tagged: bool) -> Table:
+def _folder(path: Path, data: str, tagged: bool, splits: list[tuple[str, str]]) -> Table:
     files = sorted(
         (p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in _suffixes(tagged) and p.stat().st_size),
         key=lambda p: p.relative_to(path).as_posix(),
@@ -89,16 +122,28 @@ def _folder(path: Path, data: str, tagged: bool) -> Table:
         raise DataError(
             f"the folder {data} holds texts without labels; put those of each class into a sub-folder named after it"
         )
+    above = {file: file.relative_to(path).parts[0] if classes else stem_of(file) for file in files}
+    parts = {name: part for part, name in splits}
+    there = list(dict.fromkeys(above.values()))
+    if absent := next((name for name in parts if name not in there), None):
+        raise DataError(f"the folder {data} has no split {absent!r}; there is {', '.join(there[:20])}")
     rows: list[Row] = []
     given: list[str] = []
     encodings: set[str] = set()
     notes: list[str] = []
     for file in files:
+        if splits and above[file] not in parts:
+            continue
         found, encoding, note = _file(file, file.relative_to(path).as_posix(), tagged)
         rows += [{**row, "label": file.parent.name} for row in found] if classes else found
-        above = file.relative_to(path).parts[0] if classes else file.stem  # train/sport/001.txt, train.csv
-        given += [SPLITS.get(above.lower(), "")] * len(found)
+        part = parts[above[file]] if splits else SPLITS.get(above[file].lower(), "")
+        given += [part] * len(found)
         encodings |= {encoding} - {""}
         notes += [note] if note else []
     form = ", ".join(sorted({p.suffix[1:].lower() for p in files}))
     return Table(rows, given, data, form, ", ".join(sorted(encodings)), tuple(notes))
+
+
+def stem_of(file: Path) -> str:
+    """The name of the split that a file is: train.csv, and train-00000-of-00002.parquet of a hub, are `train`."""
+    return SHARD.sub("", file.stem)

@@ -1,7 +1,8 @@
 """compress: budgets in, a model file that your server opens out.
 
-    from compress import quantize
-    record = quantize("path/or/hub-id", out="model-4bit", bits=4)
+    from compress import quantize, tune
+    record = tune("path/or/hub-id", data="reviews.csv", out="reviews")
+    record = quantize("reviews", out="reviews-8bit", bits=8)
 
 The names below are imported on first use, so `import compress` costs no torch.
 """
@@ -11,13 +12,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "bench", "quantize"]
+__all__ = ["Recipe", "TuneRecipe", "bench", "quantize", "tune"]
 
 if TYPE_CHECKING:
-    from compress.api import bench, quantize
-    from compress.recipe import Recipe
+    from compress.api import bench, quantize, tune
+    from compress.recipe import Recipe, TuneRecipe
 
-_HOMES = {"quantize": "compress.api", "bench": "compress.api", "Recipe": "compress.recipe"}
+_HOMES = {
+    "quantize": "compress.api",
+    "tune": "compress.api",
+    "bench": "compress.api",
+    "Recipe": "compress.recipe",
+    "TuneRecipe": "compress.recipe",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,10 +8,11 @@ from compress.core.types import RunRecord, TokenSet
 from compress.measure.bench import run_bench
 from compress.measure.settings import BenchSettings
 from compress.pipeline import quantize as stage
+from compress.pipeline import tune as tuning_stage
 from compress.pipeline.hooks import Hooks
-from compress.recipe import Recipe
+from compress.recipe import Recipe, TuneRecipe
 
-__all__ = ["bench", "quantize"]
+__all__ = ["bench", "quantize", "tune"]
 
 
 def quantize(
@@ -33,6 +34,29 @@ def quantize(
     recipe = model if isinstance(model, Recipe) else Recipe.build(model=model, out=out, bits=bits, data=data)
     hooks = Hooks(report=progress) if progress else Hooks()
     return stage.quantize(recipe, overwrite, hooks)
+
+
+def tune(
+    model: str | TuneRecipe,
+    data: str = "",
+    out: str = "",
+    method: str = "full",
+    overwrite: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> RunRecord:
+    """Make or adapt a task model and return the record of the run; calling it again resumes or returns a finished run.
+
+    model: a folder, hub id or .gguf file, or a whole TuneRecipe (then `data`, `out` and `method` are taken from it).
+    data: rows with labels, as a file, a folder or a hub name. out: output folder, by default named after the model and
+    the task. method: `full`, `lora` ... progress: called with (stage, done, total).
+
+    Raises the errors of compress.core.errors: InputError for models, data and settings that cannot be used,
+    VerificationError when what was written does not answer as the trained model does.
+    """
+    if not isinstance(model, TuneRecipe):
+        model = TuneRecipe.build(model=model, data=data, out=out, method=method)
+    hooks = Hooks(report=progress) if progress else Hooks()
+    return tuning_stage.tune(model, overwrite, hooks)
 
 
 def bench(subjects: tuple[str, ...], heldout: TokenSet | None = None, dtype: str = "float32") -> RunRecord:

@@ -20,6 +20,16 @@ class _Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @field_validator("select", mode="before", check_fields=False)
+    @classmethod
+    def _select(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value  # `select: 500` of a YAML file
+
+    @field_validator("filter", mode="before", check_fields=False)
+    @classmethod
+    def _filter(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
     @classmethod
     def build(cls, **settings: Any) -> Self:
         """A recipe from keyword settings. Raises RecipeError with one readable sentence."""
@@ -76,6 +86,9 @@ class Recipe(_Settings):
     )
     task: str = Field("auto", description="what the model is for; auto: its class")
     columns: dict[str, str] = Field(default_factory=dict, description="role -> column, where usual names do not fit")
+    split: str = Field("", description="NAME of a split to divide, or train=NAME,validation=NAME,test=NAME")
+    filter: list[str] = Field(default_factory=list, description="column=value, column!=value, column~text; all hold")
+    select: str = Field("", description="rows used: 500 drawn by the seed, or a slice :500 or 100:600")
     seed: int = Field(0, ge=0, description="seed of every random choice")
     generate: int = Field(3, ge=0, description="sample texts written by both models")
 
@@ -109,6 +122,9 @@ class TuneRecipe(_Settings):
     out: str = Field("", description="output folder; default: MODEL's name and the task")
     task: str = Field("auto", description="what the model is for; auto: its architecture, else the columns")
     columns: dict[str, str] = Field(default_factory=dict, description="role -> column, where usual names do not fit")
+    split: str = Field("", description="NAME of a split to divide, or train=NAME,validation=NAME,test=NAME")
+    filter: list[str] = Field(default_factory=list, description="column=value, column!=value, column~text; all hold")
+    select: str = Field("", description="rows used: 500 drawn by the seed, or a slice :500 or 100:600")
     strict: bool = Field(False, description="refuse broken BIO tags instead of repairing them")
 
     method: str = Field("full", description="how the model is adapted")
@@ -117,17 +133,34 @@ class TuneRecipe(_Settings):
     epochs: int = Field(3, ge=1, description="passes over the training rows, at most")
     learning_rate: float | None = Field(None, gt=0, description="highest step size; default: the method's")
     batch_size: int = Field(16, ge=1, description="rows per forward pass")
+    find_batch_size: bool = Field(False, description="halve the rows per forward pass until they fit into memory")
     accumulate: int = Field(1, ge=1, description="forward passes per step")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the step size grows")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field("linear", description="step size")
     patience: int = Field(2, ge=0, description="epochs without a better validation score; 0: never stop early")
     max_length: int = Field(256, ge=8, description="tokens of a row; the rest is cut off")
-    resample: Literal["none", "weights"] = Field("none", description="what is done about rare classes")
-    bf16: bool = Field(False, description="compute in bfloat16")
+    resample: Literal["none", "weights", "over", "under"] = Field("none", description="what is done for rare classes")
+    freeze: str = Field(
+        "", description="not trained: embeddings, N (they and the first N blocks), encoder (all blocks)"
+    )
+    bf16: Literal["off", "on", "auto"] = Field("off", description="compute in bfloat16; auto: where a step is faster")
     checkpointing: bool = Field(False, description="less memory, more time")
     seed: int = Field(0, ge=0, description="seed of every random choice")
 
     threads: int = Field(0, ge=0, description="torch threads; 0: physical cores")
     allow_pickle: bool = Field(False, description="open .bin weights (loaded with weights_only=True)")
     trust_remote_code: bool = Field(False, description="run model code from the repository")
+
+    @field_validator("bf16", mode="before")
+    @classmethod
+    def _bf16(cls, value: Any) -> Any:
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value  # YAML's on and off
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _freeze(cls, value: Any) -> Any:
+        found = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        if found not in ("", "embeddings", "encoder") and not (isinstance(found, str) and found.isdecimal()):
+            raise ValueError(f"--freeze {value} is not understood; use embeddings, encoder, or a number of blocks")
+        return found

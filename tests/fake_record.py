@@ -300,7 +300,12 @@ def tune_record() -> RunRecord:
     figures = (("accuracy", 0.925, 0.90, 0.95), ("f1_macro", 0.91, 0.88, 0.94))
     return RunRecord(
         command="tune",
-        model={"name": "MiniLM-L6-v2", "architecture": "BertForSequenceClassification", "parameters": 22_714_757},
+        model={
+            "name": "MiniLM-L6-v2",
+            "architecture": "BertForSequenceClassification",
+            "parameters": 22_714_757,
+            "trained": 302_597,
+        },
         artifact="topics",
         recipe={"model": "minilm", "data": "topics.csv"},
         data={"task": "text-classification", "labels": {"sport": 500, "tech": 400}},
@@ -366,7 +371,10 @@ def hostile_record(attacks: tuple[str, ...] = ATTACKS) -> RunRecord:
         blocks=tuple(dataclasses.replace(b, name=pick[i]) for i, b in enumerate(full.blocks)),
         recipe={"model": attacks[4], attacks[5] + "k": attacks[6]},
         plan={"layers": {attacks[0]: {"reason": attacks[1]}}},
-        data={"calibration": {"source": attacks[9], attacks[12] + "k": list(attacks)}},
+        data={
+            "calibration": {"source": attacks[9], attacks[12] + "k": list(attacks)},
+            "labels": {attacks[0]: 7, attacks[3]: attacks[4], attacks[11]: math.nan, attacks[5]: 2},
+        },
         measurements=(
             *(
                 dataclasses.replace(

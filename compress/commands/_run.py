@@ -34,6 +34,17 @@ MODEL = typer.Argument(
 )
 OPTION = typer.Option(None, metavar="NAME=VALUE", help="Setting of the method, see below; repeatable.")
 COLUMNS = typer.Option(None, metavar="ROLE=COLUMN", help="Columns of labelled data, where names are unusual.")
+SPLIT = typer.Option(
+    None, metavar="NAMES", help="Split to divide, or those to use as they are: train=NAME,validation=NAME,test=NAME."
+)
+FILTER = typer.Option(
+    None,
+    metavar="CONDITION",
+    help="Rows to keep: column=value, column!=value, column~text (contains); repeatable.",
+)
+SELECT = typer.Option(
+    None, metavar="ROWS", help="Rows to use, after --filter: 500 drawn by the seed, or a slice :500 or 100:600."
+)
 SEED = typer.Option(None, help="Seed of every random choice [default: 0].")
 THREADS = typer.Option(None, help="Torch threads; 0 takes the physical cores [default: 0].")
 RECIPE = typer.Option(None, help="YAML file of these settings; the command line wins.")

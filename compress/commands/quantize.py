@@ -14,6 +14,7 @@ EXAMPLES = _run.epilog(
     "compress quantize org/name --bits 3 --group-size 64 --out small",
     "compress quantize ./my-model --bits 8 --embeddings int8 --json > record.json",
     "compress quantize ./my-bert --bits 8 --activations static --data rows.csv   # W8A8 for fixed int8 kernels",
+    "compress quantize ./bert --data r.csv --filter lang=en --select :2000    # rows of a task",
     "compress quantize ./tuned --bits 8            # tuned by compress: judged on its own held-out rows",
 )
 
@@ -62,6 +63,9 @@ def command(
     seq_len: int | None = typer.Option(None, help="Tokens per sequence [default: 512]."),
     task: str | None = typer.Option(None, help="What the model is for [default: auto, by its class]."),
     columns: list[str] | None = _run.COLUMNS,
+    split: str | None = _run.SPLIT,
+    filter: list[str] | None = _run.FILTER,
+    select: str | None = _run.SELECT,
     eval_samples: int | None = typer.Option(
         None, help="Held-out documents or labelled rows; 0 measures nothing [default: 16 documents, 500 rows]."
     ),

@@ -11,6 +11,11 @@ EXAMPLES = _run.epilog(
     "compress tune ./bert --data tweets.conll --epochs 5       # words and BIO tags",
     "compress tune org/name --data topics/ --out topics-model  # one sub-folder of texts for each class",
     "compress tune ./bert --data pairs.csv --columns text=premise --columns pair=claim",
+    "compress tune ./minilm --data pairs.csv --task feature-extraction    # an embedder: query and passage",
+    "compress tune ./bert --data set/ --split train=train,test=validation # the parts as the data has them",
+    "compress tune ./bert --data r.csv --filter lang=en --filter 'label!=' --select 5000",
+    "compress tune ./bert --data r.csv --resample over --freeze 4         # rare classes; the lower blocks stay",
+    "compress tune ./bert --data r.csv --batch-size 64 --find-batch-size --bf16 auto",
 )
 
 
@@ -31,6 +36,9 @@ def command(
     out: str | None = typer.Option(None, help="Output folder [default: MODEL-TASK]."),
     task: str | None = typer.Option(None, help="What the model is for [default: its class, else the columns]."),
     columns: list[str] | None = _run.COLUMNS,
+    split: str | None = _run.SPLIT,
+    filter: list[str] | None = _run.FILTER,
+    select: str | None = _run.SELECT,
     strict: bool = typer.Option(False, "--strict", help="Refuse broken BIO tags instead of repairing them."),
     method: str | None = typer.Option(None, help="full, bitfit, lora ..., see below [default: full]."),
     option: list[str] | None = _run.OPTION,
@@ -38,14 +46,28 @@ def command(
     epochs: int | None = typer.Option(None, help="Passes over the training rows, at most [default: 3]."),
     learning_rate: float | None = typer.Option(None, help="Highest step size [default: the method's]."),
     batch_size: int | None = typer.Option(None, help="Rows per forward pass [default: 16]."),
+    find_batch_size: bool = typer.Option(
+        False, "--find-batch-size", help="Halve --batch-size until a step fits into memory; rows per step stay as many."
+    ),
     accumulate: int | None = typer.Option(None, help="Forward passes per step [default: 1]."),
     warmup: float | None = typer.Option(None, help="Share of steps in which the step size grows [default: 0.1]."),
     weight_decay: float | None = typer.Option(None, help="Of AdamW [default: 0.01]."),
     schedule: str | None = typer.Option(None, help="linear, cosine, constant, constant_with_warmup [default: linear]."),
     patience: int | None = typer.Option(None, help="Epochs without a better score; 0: go on [default: 2]."),
     max_length: int | None = typer.Option(None, help="Tokens of a row; the rest is cut off [default: 256]."),
-    resample: str | None = typer.Option(None, help="Rare classes: none or weights [default: none]."),
-    bf16: bool = typer.Option(False, "--bf16", help="Compute in bfloat16."),
+    resample: str | None = typer.Option(
+        None,
+        help="Rare classes: weights in the loss, over (their rows repeated), under (rows of others left out) or none "
+        "[default: none].",
+    ),
+    freeze: str | None = typer.Option(
+        None,
+        metavar="WHAT",
+        help="Not trained, for --method full: embeddings, a number (they and so many blocks), or encoder (all blocks).",
+    ),
+    bf16: str | None = typer.Option(
+        None, help="Compute in bfloat16: on, off, or auto, where a step of this model is faster so [default: off]."
+    ),
     checkpointing: bool = typer.Option(False, "--checkpointing", help="Less memory, more time."),
     seed: int | None = _run.SEED,
     threads: int | None = _run.THREADS,

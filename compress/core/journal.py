@@ -2,15 +2,17 @@
 
 A line is written only after the files that it speaks of are on disk (fsync, rename). A torn last line, the trace of
 a kill in the middle of a write, is dropped. Another run's journal is refused by the name of the setting that differs.
-Kinds of lines, in this order: `start` (the fingerprint), `outside`, `block` for each block, `measured`, `writing`
-(the files about to be written beside `compress/`), `finished`. Starting over (`--overwrite`) replaces the whole
-journal by one `cleared` line that names what is to be deleted, so a kill in the middle of deleting is finished too.
+Kinds of lines, in this order: `start` (the fingerprint), `outside`, `block` for each block, `measured`, `settled` (what
+a training run has tried out), `writing` (the files about to be written beside `compress/`), `finished`. Starting over
+(`--overwrite`) replaces the whole journal by one `cleared` line that names what is to be deleted, so a kill in the
+middle of deleting is finished too.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -154,7 +156,10 @@ def _clear(out: Path, files: Iterable[str]) -> None:
     found |= {path for pattern in _WEIGHTS for path in out.glob(pattern)}
     with storage_errors(out):
         for path in sorted(found):
-            if path != out / JOURNAL:
+            ours = path.parent == out / WORK and path.is_dir() and not path.is_symlink()
+            if ours:  # checkpoints of training, a model not yet moved out
+                shutil.rmtree(path)
+            elif path != out / JOURNAL:
                 path.unlink(missing_ok=True)
         for folder in sorted({out / Path(name).parent for name in inside} - {out, out / JOURNAL.parent}):
             if folder.is_dir() and not any(folder.iterdir()):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from compress.core.errors import DataError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from compress.core.numerics.bootstrap import Array
 
@@ -82,7 +82,7 @@ class Task(ABC):
     peft: ClassVar[str]  # peft's name of the task
     architecture: ClassVar[str] = ""  # how the names of its model classes end; empty where the class does not tell
     fields: ClassVar[tuple[Field, ...]]
-    metrics: ClassVar[tuple[Metric, ...]]  # the first one is what tuning maximises
+    metrics: ClassVar[tuple[Metric, ...]]  # the first one is what tuning maximises, see `aim`
     config: ClassVar[dict[str, Any]] = {}  # of a new head, beside its labels
     classes: ClassVar[bool] = True  # the model's outputs are scores of classes, named in its config
     words: ClassVar[bool] = False  # a row is words with a tag each
@@ -95,6 +95,10 @@ class Task(ABC):
         """
         there = list(dict.fromkeys(str(key) for row in rows[:1000] for key in row))
         listed = ", ".join(repr(name) if not name.isprintable() else name for name in there[:20]) or "none"
+        roles = [asked.role for asked in self.fields]
+        if strange := next((role for role in given if role not in roles), None):
+            raise DataError(f"--columns {strange}={given[strange]}: {self.name} has no column of that kind; it has "
+                            f"{', '.join(roles)}")  # fmt: skip
         found: dict[str, str] = {}
         for asked in self.fields:
             wanted = given.get(asked.role)
@@ -135,6 +139,15 @@ class Task(ABC):
     def features(self, rows: Sequence[Row], context: Context) -> list[Feature]:
         """Tokenized rows, in order. Rows without labels give features without. Raises DataError."""
 
+    def examples(self, rows: Sequence[Row], context: Context) -> list[tuple[Feature, ...]]:
+        """What is trained on: features of a row that go into one batch together, by default each by itself."""
+        return [(feature,) for feature in self.features(rows, context)]
+
+    def unread(self, rows: Sequence[Row], features: Sequence[Feature], context: Context) -> list[str]:
+        """What of the rows the model will not see, besides what was cut off, each as a piece of text."""
+        del rows, features, context
+        return []
+
     @abstractmethod
     def collate(self, features: Sequence[Feature], context: Context) -> dict[str, Tensor]:
         """One padded batch of int64 tensors (B, ...), `labels` included where there are any."""
@@ -148,6 +161,16 @@ class Task(ABC):
         """What answers are made from, (B, ...), of a model's output."""
         logits: Tensor = output.logits
         return logits
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor], context: Context) -> Tensor | None:
+        """The loss of a batch of whole examples, with gradients; None: the model's own loss is what is trained."""
+        del model, batch, context
+        return None
+
+    def aim(self, context: Context) -> str:
+        """The figure that tuning maximises."""
+        del context
+        return self.metrics[0].name
 
     @abstractmethod
     def answers(self, outputs: Sequence[Tensor], features: Sequence[Feature], context: Context) -> list[Any]:

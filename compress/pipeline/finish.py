@@ -124,6 +124,8 @@ def command_line(recipe: Recipe | TuneRecipe, out: Path) -> str:
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else _OFF.get(name, f"--no-{flag}"))
+        elif isinstance(value, list):
+            words += [word for item in value for word in (f"--{flag}", str(item))]
         else:
             words += [f"--{flag}", str(value)]
     named = {"--option": recipe.options, "--columns": recipe.columns}

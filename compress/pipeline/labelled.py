@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from calibrate.choose import Choice
 from calibrate.divide import Division, divide
 from calibrate.rows import Table, read_rows
 from compress.core.errors import DataError, ModelError, UsageError
 from compress.core.fingerprint import digest
 from compress.core.registry import load, names
 from compress.core.task import Context, Row, Task
-from compress.recipe import Recipe
+from compress.recipe import Recipe, TuneRecipe
 from compress.train.score import Part
 
 TASK_FILE = Path("compress") / "task.json"
@@ -24,7 +25,10 @@ TASK_FILE = Path("compress") / "task.json"
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the user asked for. task: its name or `auto`. columns: role -> column. labels: of the model, () if new."""
+    """What the user asked for. task: its name or `auto`. columns: role -> column. labels: of the model, () if new.
+
+    choice: which of the rows. head: labels of the head that the model has, kept where the rows have no other ones.
+    """
 
     data: str
     task: str
@@ -32,6 +36,17 @@ class Wanted:
     seed: int
     strict: bool = False
     labels: tuple[str, ...] = ()
+    choice: Choice = field(default_factory=Choice)
+    head: tuple[str, ...] = ()
+
+    def read(self, tagged: bool) -> Table:
+        """The rows of the source, those of `choice`. Raises DataError and RecipeError."""
+        return read_rows(self.data, tagged, self.choice, self.seed)
+
+
+def choice_of(recipe: Recipe | TuneRecipe) -> Choice:
+    """Which rows a recipe asks for."""
+    return Choice(recipe.split, tuple(recipe.filter), recipe.select)
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,10 @@ class Labelled:
     def part(self, name: str, context: Context) -> Part:
         """Rows and features of `train`, `validation` or `test`."""
         rows = [self.rows[n] for n in getattr(self.division, name)]
-        return Part(rows, self.task.features(rows, context))
+        if name != "train":
+            return Part(rows, self.task.features(rows, context))
+        examples = self.task.examples(rows, context)
+        return Part(rows, [feature for example in examples for feature in example], examples)
 
 
 def choose_task(name: str, architectures: Sequence[str]) -> Task | None:
@@ -64,22 +82,35 @@ def choose_task(name: str, architectures: Sequence[str]) -> Task | None:
     return next((t for t in tasks for a in architectures if t.architecture and a.endswith(t.architecture)), None)
 
 
+def labels_of_head(name: str, config: Any) -> tuple[str, ...]:
+    """The classes of the head that the model has for the task `name`, or for its own; () where it has none."""
+    task = choose_task("auto", config.architectures or [])
+    return names_of(config) if task is not None and task.classes and name in ("auto", task.name) else ()
+
+
+def names_of(config: Any) -> tuple[str, ...]:
+    """The classes of a model, by number."""
+    return tuple(str(config.id2label[n]) for n in sorted(config.id2label))
+
+
 def read_labelled(wanted: Wanted, architectures: Sequence[str]) -> Labelled:
     """Read, check and divide the rows of `wanted.data`. Raises DataError and UsageError."""
     task = choose_task(wanted.task, architectures)
-    table = read_rows(wanted.data, tagged=task is not None and task.words)
+    table = wanted.read(tagged=task is not None and task.words)
     if task is None:
         task, table = _task_of_columns(table, wanted)
     return _divided(task, table, wanted)
 
 
 def _divided(task: Task, table: Table, wanted: Wanted) -> Labelled:
+    # rows are counted as they were chosen
+    called = f"the chosen rows of {table.source}" if wanted.choice != Choice() else table.source
     columns = task.columns(table.rows, wanted.columns, table.source)
-    texts = task.texts(table.rows, columns, table.source)
-    labels = task.labels(table.rows, columns, table.source)
+    texts = task.texts(table.rows, columns, called)
+    labels = task.labels(table.rows, columns, called)
     rows, mended = task.sound(table.rows, columns)
     if mended and wanted.strict:
-        raise DataError(f"row {mended[0][0] + 1} of {table.source} has an I- tag that no B- tag begins; mend it, or "
+        raise DataError(f"row {mended[0][0] + 1} of {called} has an I- tag that no B- tag begins; mend it, or "
                         "leave out --strict to have it read as B-")  # fmt: skip
     strata = task.strata(rows, columns)
     division = divide(texts, strata, table.given, wanted.seed)
@@ -95,12 +126,17 @@ def _divided(task: Task, table: Table, wanted: Wanted) -> Labelled:
     elif missing := sorted(set(labels) - set(task.labels([rows[n] for n in division.train], columns, table.source))):
         raise DataError(f"the labels {', '.join(missing[:8])} are in no training row, only in held-out ones; "
                         "give more rows of them, or leave them out")  # fmt: skip
+    elif set(labels) <= set(wanted.head):
+        if absent := ", ".join([name for name in wanted.head if name not in labels][:8]):
+            notes.append(f"No row has the label {absent}, which the model's head has: it is kept and learns nothing.")
+        labels = wanted.head
     card = {
         "source": table.source,
         "format": table.format,
         "encoding": table.encoding,
         "task": task.name,
         "columns": columns,
+        **wanted.choice.card(),
         "rows": len(table.rows),
         "copies": division.copies,
         "train": len(division.train),
@@ -108,7 +144,7 @@ def _divided(task: Task, table: Table, wanted: Wanted) -> Labelled:
         "test": len(division.test),
         "labels": found,
         "seed": wanted.seed,
-        "digest": digest([texts, strata, division.test]),
+        "digest": digest([texts, strata, division.test, *([wanted.choice.card()] if wanted.choice.card() else [])]),
     }
     return Labelled(task, tuple(rows), columns, labels, division, card, tuple(notes))
 
@@ -119,13 +155,14 @@ def _task_of_columns(table: Table, wanted: Wanted) -> tuple[Task, Table]:
     if absent := next((column for column in wanted.columns.values() if column not in there), None):
         raise DataError(f"{table.source} has no column {absent!r}; the columns are: {', '.join(there[:20])}")
     tasks: list[Task] = [task for name in names("task") if (task := load("task", name)).tunable]
-    for task in sorted(tasks, key=lambda task: not task.words):  # words are the more unusual column
+    # words are the most unusual column; a task that finds its answers too is surer than one of texts alone
+    for task in sorted(tasks, key=lambda task: (not task.words, not any(f.answer and f.required for f in task.fields))):
         with suppress(DataError):
             task.columns(table.rows, wanted.columns, table.source)
             return task, table
     if table.format == "txt":
         with suppress(DataError):
-            return next(task for task in tasks if task.words), read_rows(wanted.data, tagged=True)
+            return next(task for task in tasks if task.words), wanted.read(tagged=True)
     raise DataError(f"no task fits the columns of {table.source}; name one with --task ({', '.join(names('task'))})")
 
 
@@ -149,6 +186,7 @@ def task_bytes(labelled: Labelled, max_length: int) -> bytes:
         "local": path.exists(),
         "columns": labelled.columns,
         "seed": labelled.card["seed"],
+        "choice": {name: labelled.card[name] for name in Choice().__dataclass_fields__ if name in labelled.card},
         "max_length": max_length,
         "digest": labelled.card["digest"],
     }
@@ -162,8 +200,11 @@ def read_task(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {key: found[key] for key in ("task", "data", "local", "columns", "seed", "max_length", "digest")}
-    except (OSError, ValueError, KeyError, TypeError):
+        kept = {key: found[key] for key in ("task", "data", "local", "columns", "seed", "max_length", "digest")}
+        given = found.get("choice", {})
+        filters = tuple(map(str, given.get("filters", ())))
+        return {**kept, "choice": Choice(str(given.get("split", "")), filters, str(given.get("select", "")))}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{path} is damaged; delete it, or tune the model again") from None
 
 
@@ -185,14 +226,20 @@ def find_labelled(recipe: Recipe, folder: Path, config: Any) -> Found:
     Rows that the model was tuned on are divided as they were then, however they are named. Raises UsageError for a
     --task without rows, DataError for rows that a task was asked for and that do not fit it.
     """
-    task = choose_task(recipe.task, config.architectures or [])
-    if task is None or recipe.text_column is not None:
-        return Found()
     tuned = read_task(folder)
+    task = choose_task(recipe.task, config.architectures or [])
+    if task is None and tuned is not None:
+        task = choose_task(tuned["task"], ())  # embedders: their class does not tell
+    choice = choice_of(recipe)
+    if task is None or recipe.text_column is not None:
+        if choice != Choice():
+            raise UsageError("--split, --filter and --select are for rows of a task; give --task, or leave them out")
+        return Found()
     tuned = tuned if tuned is not None and tuned["task"] == task.name else None
     if recipe.data is None and tuned is None:
-        if recipe.task != "auto":
-            raise UsageError(f"--task {task.name} needs rows to judge with; give --data")
+        if recipe.task != "auto" or choice != Choice():
+            asked = f"--task {task.name}" if recipe.task != "auto" else "--split, --filter or --select"
+            raise UsageError(f"{asked} needs rows to judge with; give --data")
         return Found()
     if recipe.data is None and tuned is not None and tuned["local"] and not Path(tuned["data"]).exists():
         return Found(note=f"{tuned['data']}, which the model was tuned on, is gone; give --data to judge the task.")
@@ -203,18 +250,20 @@ def find_labelled(recipe: Recipe, folder: Path, config: Any) -> Found:
         task=task.name,
         columns=recipe.columns or (tuned["columns"] if tuned is not None and again else {}),
         seed=tuned["seed"] if tuned is not None else recipe.seed,
-        labels=tuple(str(config.id2label[n]) for n in sorted(config.id2label)) if task.classes else (),
+        labels=names_of(config) if task.classes else (),
+        choice=choice if choice != Choice() or tuned is None or not again else tuned["choice"],
     )
     try:
-        table = read_rows(data, tagged=task.words)
+        table = wanted.read(tagged=task.words)
         task.columns(table.rows, wanted.columns, table.source)
     except DataError:
-        if again or recipe.columns or recipe.task != "auto":
+        if again or recipe.columns or recipe.task != "auto" or choice != Choice():
             raise
         return Found()
     labelled = _divided(task, table, wanted)
     if tuned is not None and again and labelled.card["digest"] != tuned["digest"]:
-        said = f"{data} has changed since the model was tuned on it: rows held out now may have been trained on."
+        why = "has changed since" if wanted.choice == tuned["choice"] else "was divided from other rows when"
+        said = f"{data} {why} the model was tuned on it: rows held out now may have been trained on."
         labelled = replace(labelled, notes=(*labelled.notes, said))
     return Found(labelled, tuned["max_length"] if tuned is not None else recipe.seq_len)
 

@@ -17,17 +17,18 @@ from compress.core.errors import ModelError, OutputError, UsageError
 from compress.core.files import atomic_write
 from compress.core.fingerprint import Fingerprint
 from compress.core.journal import WORK, Journal
-from compress.core.numerics.bootstrap import bootstrap
 from compress.core.opening import Opened, resolve
 from compress.core.registry import load
 from compress.core.task import Context
-from compress.core.types import Measurement, RunRecord
-from compress.pipeline import finish, identity, inputs
+from compress.core.types import RunRecord
+from compress.pipeline import finish, identity, inputs, settle
 from compress.pipeline.hooks import Hooks, Stages
-from compress.pipeline.labelled import TASK_FILE, Labelled, Wanted, read_labelled, task_bytes
+from compress.pipeline.labelled import TASK_FILE, Labelled, Wanted, choice_of, labels_of_head, read_labelled, task_bytes
+from compress.pipeline.reopen import Opener, examined, probe
 from compress.recipe import TuneRecipe
 from compress.train import loop
-from compress.train.score import Part, score
+from compress.train.freeze import freeze
+from compress.train.score import Part
 from compress.train.tuning import Ground, Tuning
 
 
@@ -76,6 +77,7 @@ def tune(recipe: TuneRecipe, overwrite: bool = False, hooks: Hooks | None = None
             record = finish.write_record(out, record)
             journal.append("finished")
         shutil.rmtree(out / WORK, ignore_errors=True)
+    finish.raise_if_unverified(record)
     return record
 
 
@@ -83,24 +85,26 @@ def _prepare(recipe: TuneRecipe, hooks: Hooks) -> Prepared:
     from transformers import AutoConfig
 
     tuning: Tuning = load("tuning", recipe.method)
-    if recipe.crf and recipe.resample != "none":
-        raise UsageError("--crf has a loss of its own, which --resample weights does not change; leave one out")
+    if recipe.freeze and recipe.method != "full":
+        raise UsageError(f"--freeze is for --method full; {recipe.method} leaves the model's own layers as they are")
     recipe = recipe.model_copy(update={"options": inputs.method_options(tuning, recipe)})
     opened = resolve(recipe.model, recipe.allow_pickle, hooks.say)
     config = AutoConfig.from_pretrained(
         opened.folder, local_files_only=True, trust_remote_code=recipe.trust_remote_code
     )
-    wanted = Wanted(recipe.data, recipe.task, recipe.columns, recipe.seed, recipe.strict)
+    choice, head = choice_of(recipe), labels_of_head(recipe.task, config)
+    wanted = Wanted(recipe.data, recipe.task, recipe.columns, recipe.seed, recipe.strict, choice=choice, head=head)
     labelled = read_labelled(wanted, config.architectures or [])
     if not labelled.task.tunable:
         raise UsageError(f"{labelled.task.name} models are measured and quantized here, not tuned")
-    if recipe.resample == "weights" and "label" not in labelled.columns:
-        raise UsageError(f"--resample weights is for classes of rows; {labelled.task.name} has none")
+    if recipe.resample != "none" and "label" not in labelled.columns:
+        raise UsageError(f"--resample {recipe.resample} is for classes of rows; {labelled.task.name} has none")
     if recipe.crf and not labelled.task.words:
         raise UsageError(f"--crf is for tags of words; {labelled.task.name} has none")
     tokenizer = inputs.load_tokenizer(opened.folder, recipe.trust_remote_code)
     length = min(recipe.max_length, inputs.longest_sequence(config))
-    context = Context(tokenizer, labelled.columns, labelled.labels, length)
+    settings = labelled.task.settings(opened.folder)
+    context = Context(tokenizer, labelled.columns, labelled.labels, length, settings=settings)
     return Prepared(
         recipe, tuning, opened, config, labelled, context, device.environment(), (*opened.notes, *labelled.notes)
     )
@@ -112,6 +116,7 @@ def _fingerprint(ready: Prepared, threads: int) -> Fingerprint:
     files = identity.model_files(folder, folder.glob("*.safetensors"), ready.recipe.trust_remote_code)
     found = identity.fingerprint(ready.recipe, files, threads, ready.environment)
     found["rows"] = ready.labelled.card["digest"]
+    found["task"] = dict(ready.context.settings)
     return found
 
 
@@ -123,54 +128,75 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     for number, name in enumerate(("train", "validation", "test")):
         parts.append(labelled.part(name, context))
         hooks.report("tokenizing", number + 1, 3)
-    notes = [*ready.notes, *_cut(parts, context.max_length)]
-    model, fresh = build_model(ready)
-    parameters = sum(p.numel() for p in model.parameters())
-    architecture = type(model).__name__
-    torch.manual_seed(ready.recipe.seed)  # of what the method adds
-    ground = Ground(labelled.task.peft, fresh)
-    model = ready.tuning.apply(model, ground, ready.tuning.options(**ready.recipe.options))
-    if ready.recipe.crf:
-        crf = Crf(labelled.labels)
-        model.add_module("crf", crf)  # after the method, which would freeze it
+    notes = [*ready.notes, *_cut(ready, parts)]
+    parts[0], drawn = settle.balanced(labelled, parts[0], ready.recipe)
+    notes += drawn
+    model, size = _adapted(ready)
+    if (crf := loop.crf_of(model)) is not None:
         context = replace(context, decode=crf.decode)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     stages.done("tokenize and build")
-    weights = class_weights(labelled) if ready.recipe.resample == "weights" else None
-    rate = ready.recipe.learning_rate or ready.tuning.rate
-    settings = loop.Settings(ready.recipe, rate, out / WORK / "training", weights)
+    weights = settle.class_weights(labelled) if ready.recipe.resample == "weights" else None
+    settings = loop.Settings(ready.recipe, settle.rate_of(ready.recipe, ready.tuning), out / WORK / "training", weights)
+    settings, said = settle.settled(model, labelled, context, parts[0], settings, run.journal)
     history = loop.train(model, labelled.task, context, (parts[0], parts[1]), settings, hooks.report)
     stages.done("train")
+    trained = probe(model, labelled.task, context, parts[2])
+    _write(run, model)
+    del model, crf
+    stages.done("write")
     hooks.report("testing", 0, 1)
-    measurements = measure(model, labelled, context, parts[2], str(out))
+    opener = Opener(labelled.task, ready.tuning, ready.opened.folder, head_of(labelled), ready.recipe.trust_remote_code)
+    measurements, verified = examined(opener, out, context, parts[2], trained)
     hooks.report("testing", 1, 1)
     stages.done("test")
-    _write(run, model)
-    stages.done("write")
     return RunRecord(
         command="tune",
-        model={
-            "name": ready.opened.name,
-            "architecture": architecture,
-            "parameters": parameters,
-            "trained": trained,
-        },
+        model={"name": ready.opened.name, **size},
         artifact=str(out),
         recipe=ready.recipe.model_dump(),
         data=labelled.card,
         measurements=tuple(measurements),
+        verified=tuple(verified),
         training=asdict(history),
-        notes=tuple(notes),
+        notes=(*notes, *said, *filter(None, [ready.tuning.note])),
         stages=stages.seconds,
         environment=ready.environment,
         reproduce=finish.command_line(ready.recipe, out),
     )
 
 
-def _cut(parts: Sequence[Part], length: int) -> list[str]:
-    cut = sum(feature.truncated for part in parts for feature in part.features)
-    total = sum(len(part.features) for part in parts)
-    return [f"{cut} of {total} rows are longer than {length} tokens and were cut; see --max-length."] if cut else []
+def _cut(ready: Prepared, parts: Sequence[Part]) -> list[str]:
+    """What the model will not see of the rows, as sentences."""
+    task, length = ready.labelled.task, ready.context.max_length
+    features = [feature for part in parts for feature in part.features]
+    said = []
+    if cut := sum(feature.truncated for feature in features):
+        why = "see --max-length" if length == ready.recipe.max_length else "which is all that the model takes"
+        said.append(f"{cut} of {len(features)} texts are longer than {length} tokens and were cut; {why}.")
+    if lost := [piece for part in parts for piece in task.unread(part.rows, part.features, ready.context)]:
+        said.append(f"The tokenizer makes nothing of {len(lost)} words, {lost[0]!r} the first; they are taken for O.")
+    return said
+
+
+def _adapted(ready: Prepared) -> tuple[Any, dict[str, Any]]:
+    """The model to train, and its class and how many parameters it has and trains."""
+    recipe, labelled = ready.recipe, ready.labelled
+    model, fresh = build_model(ready)
+    size = {"architecture": type(model).__name__, "parameters": sum(p.numel() for p in model.parameters())}
+    torch.manual_seed(recipe.seed)  # of what the method adds
+    model = ready.tuning.apply(model, Ground(labelled.task.peft, fresh), ready.tuning.options(**recipe.options))
+    if recipe.freeze:
+        freeze(model, recipe.freeze, fresh)
+    if recipe.crf:
+        model.add_module("crf", Crf(labelled.labels))  # after the method, which would freeze it
+    return model, {**size, "trained": sum(p.numel() for p in model.parameters() if p.requires_grad)}
+
+
+def head_of(labelled: Labelled) -> dict[str, Any]:
+    """Settings of the task's head for `from_pretrained`."""
+    labels = labelled.labels
+    heads = {"id2label": dict(enumerate(labels)), "label2id": {name: n for n, name in enumerate(labels)}}
+    return {**labelled.task.config, **(heads if labels else {})}
 
 
 def build_model(ready: Prepared) -> tuple[Any, tuple[str, ...]]:
@@ -178,7 +204,6 @@ def build_model(ready: Prepared) -> tuple[Any, tuple[str, ...]]:
     import transformers
 
     task, labels = ready.labelled.task, ready.labelled.labels
-    heads = {"id2label": dict(enumerate(labels)), "label2id": {name: n for n, name in enumerate(labels)}}
     torch.manual_seed(ready.recipe.seed)  # of the new head
     try:
         model, info = getattr(transformers, task.auto).from_pretrained(
@@ -187,8 +212,7 @@ def build_model(ready: Prepared) -> tuple[Any, tuple[str, ...]]:
             trust_remote_code=ready.recipe.trust_remote_code,
             dtype=torch.float32,
             output_loading_info=True,
-            **task.config,
-            **(heads if labels else {}),
+            **head_of(ready.labelled),
         )
     except RuntimeError as error:
         raise ModelError(
@@ -200,24 +224,6 @@ def build_model(ready: Prepared) -> tuple[Any, tuple[str, ...]]:
             f"{ready.opened.name} cannot be opened for {task.name}: {str(error).splitlines()[0][:200]}"
         ) from None
     return model, tuple(sorted({name.rpartition(".")[0] for name in info["missing_keys"]}))
-
-
-def class_weights(labelled: Labelled) -> tuple[float, ...]:
-    """Of each class in the loss: rows / (classes x rows of the class), of training rows; scikit-learn's `balanced`."""
-    rows = [labelled.rows[n] for n in labelled.division.train]
-    counts = labelled.task.balance(rows, labelled.columns)
-    return tuple(len(rows) / (len(counts) * counts[name]) for name in labelled.labels)
-
-
-def measure(model: Any, labelled: Labelled, context: Context, part: Part, subject: str) -> list[Measurement]:
-    """The task's figures on `part` with 95 % intervals over its rows."""
-    counts = score(model, labelled.task, context, part)
-    values, bounds = bootstrap(counts, labelled.task.figures, 0)
-    detail = {"split": "test", "interval": "bootstrap over rows, 95 %"}
-    return [
-        Measurement(subject, metric.name, metric.unit, float(value), *bound, n=len(part.rows), detail=dict(detail))
-        for metric, value, bound in zip(labelled.task.metrics, values, bounds, strict=True)
-    ]
 
 
 def _write(run: Run, model: Any) -> None:

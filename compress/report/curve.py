@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from compress.core.types import RunRecord
-from compress.report import summary, words
+from compress.report import training, words
 from compress.report.chartkit import ACCENT, Chart, Json, axis, color, label, layout, sentence, sign, symbol
 
 
 def loss_chart(record: RunRecord) -> Chart | None:
     """Training loss against steps."""
-    points = summary.losses(record)
+    points = training.losses(record)
     if len(points) < 2:
         return None
     x, y = [step for step, _ in points], [loss for _, loss in points]
@@ -28,7 +28,7 @@ def loss_chart(record: RunRecord) -> Chart | None:
 
 def score_chart(record: RunRecord) -> Chart | None:
     """Scores of validation rows after every epoch; the kept epoch in the sentence."""
-    rows = summary.epochs(record)
+    rows = training.epochs(record)
     if len(rows) < 2:
         return None
     names = [name for name in rows[0].scores if all(name in row.scores for row in rows)]

@@ -13,7 +13,7 @@ from string import Template
 
 from compress.core.errors import MissingExtraError
 from compress.core.types import LayerResult, RunRecord
-from compress.report import charts, steps, summary, words
+from compress.report import charts, steps, summary, training, words
 from compress.report.chartkit import Chart
 from compress.report.pieces import Cell, Column, card, chart, code, esc, facts, script_json, section, table
 
@@ -90,7 +90,7 @@ def _title(record: RunRecord) -> str:
 def _body(record: RunRecord, drawn: list[Chart]) -> str:
     by_group = {key: "".join(chart(c) for c in drawn if c.group == key) for key, _, _ in GROUPS}
     extra = {
-        "training": "",
+        "training": _balance(record),
         "size": _roles(record),
         "quality": _subjects(record, "Quality by model", (*summary.QUALITY, *summary.other_names(record))),
         "speed": _subjects(record, "Speed by model", summary.SPEED),
@@ -132,6 +132,7 @@ def _header(record: RunRecord) -> str:
         words.clean(model.get("architecture") or "", 60),
         f"{words.count(model.get('parameters'))} parameters" if model.get("parameters") else "",
         words.plural(model["blocks"], "block") if isinstance(model.get("blocks"), int) else "",
+        training.trained(record),
         words.clean(model.get("dtype") or "", 20),
     ]
     made = summary.product(record)
@@ -162,6 +163,19 @@ def _subjects(record: RunRecord, caption: str, names: tuple[str, ...]) -> str:
         cells = [Cell(words.shown(m), words.interval(m), m.median if m else None) for m in found]
         rows.append([subject, *cells])
     return table(caption, columns, rows)
+
+
+def _balance(record: RunRecord) -> str:
+    """How often each label occurs, of a run that trained."""
+    if not record.training:
+        return ""
+    found = training.balance(record)
+    columns = [Column("label", code=True), Column("rows", True), Column("share", True)]
+    rows: list[list[Cell | str]] = [
+        [name, Cell(f"{count:,}", key=count), Cell(words.percent(share), key=share)]
+        for name, count, share in found[:MAX_ROWS]
+    ]
+    return table("Balance of the labels", columns, rows)
 
 
 def _roles(record: RunRecord) -> str:

@@ -47,43 +47,6 @@ class RoleRow:
     fallbacks: int
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """One pass over the training rows: mean of the logged losses, validation scores, whether the model is of it."""
-
-    epoch: float
-    loss: float
-    scores: dict[str, float]
-    kept: bool
-
-
-def epochs(record: RunRecord) -> list[Epoch]:
-    """The epochs of a run that trained, oldest first; lines of an edited record that hold no numbers are left out."""
-    found: list[Epoch] = []
-    losses: list[float] = []
-    for line in record.training.get("lines") or []:
-        numbers = (
-            {str(k): v for k, x in line.items() if (v := _number(x)) is not None} if isinstance(line, dict) else {}
-        )
-        if "loss" in numbers:
-            losses.append(numbers["loss"])
-            continue
-        scores = {name: value for name, value in numbers.items() if name not in ("step", "epoch")}
-        if scores and {"step", "epoch"} <= numbers.keys():
-            loss = sum(losses) / len(losses) if losses else math.nan
-            kept = numbers["step"] == record.training.get("best")
-            found.append(Epoch(numbers["epoch"], loss, scores, kept))
-            losses = []
-    return found
-
-
-def losses(record: RunRecord) -> list[tuple[int, float]]:
-    """(step, loss) of a run that trained, oldest first."""
-    lines = [line for line in record.training.get("lines") or [] if isinstance(line, dict)]
-    pairs = [(_number(line.get("step")), _number(line.get("loss"))) for line in lines]
-    return [(int(step), loss) for step, loss in pairs if step is not None and loss is not None]
-
-
 def subjects(record: RunRecord) -> list[str]:
     """The subjects in order of appearance, the original first."""
     names = list(dict.fromkeys(m.subject for m in record.measurements))
@@ -138,7 +101,7 @@ def other_names(record: RunRecord) -> list[str]:
 def total_bytes(record: RunRecord) -> tuple[float | None, float | None]:
     """Bytes before and after: measured, else from the model card and the layers, else None."""
     before, after = find(record, reference(record), "bytes"), find(record, target(record), "bytes")
-    first = before.median if before else _number(record.model.get("bytes"))
+    first = before.median if before else words.number_of(record.model.get("bytes"))
     second = after.median if after else None
     if second is None and record.layers and first is not None:
         second = first - sum(layer.bytes_before - layer.bytes_after for layer in record.layers)
@@ -389,10 +352,3 @@ def details(entry: dict[str, Any]) -> str:
             continue
         pairs.append(f"{words.clean(key, 40).replace('_', ' ')} {shown}")
     return ", ".join(pairs)
-
-
-def _number(value: object) -> float | None:
-    """A finite number, or None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)

@@ -14,9 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.core.types import RunRecord
-from compress.report import steps, summary, words
+from compress.report import steps, summary, training, words
 
 _PLAIN = str.maketrans({"→": ">", "×": "x", "·": "-", "–": "-", "…": "~", "─": "-"})
+MAX_LABELS = 20
 DIM, STRONG, GOOD, BAD = "dim", "bold", "green", "bold red"
 
 
@@ -47,6 +48,7 @@ def _page(record: RunRecord, width: int) -> RenderableType:
         _subjects(record, summary.SPEED, "Speed", width),
         Text(f"\n{summary.basis(record)}", style=DIM) if _many(record) else None,
         _training(record),
+        _balance(record),
         _roles(record, width),
         _worst(record, width),
         _fallbacks(record),
@@ -66,6 +68,7 @@ def _title(record: RunRecord) -> RenderableType:
     facts = [
         words.clean(record.model.get("architecture") or "", 60),
         f"{words.count(record.model.get('parameters'))} parameters" if record.model.get("parameters") else "",
+        training.trained(record),
         words.clean(record.model.get("dtype") or "", 20),
     ]
     card = [Text(" · ".join(filter(None, facts)), style=DIM)] if any(facts) else []
@@ -152,7 +155,7 @@ _HEADINGS = {
 
 def _training(record: RunRecord) -> RenderableType | None:
     """Loss and validation score, an epoch a line; the kept one is marked."""
-    rows = summary.epochs(record)
+    rows = training.epochs(record)
     if not rows:
         return None
     names = [name for name in rows[0].scores if all(name in row.scores for row in rows)]
@@ -165,6 +168,19 @@ def _training(record: RunRecord) -> RenderableType | None:
             Text("kept" if row.kept else "", style=GOOD),
         )
     return _section("Training (scores of validation rows)", table)
+
+
+def _balance(record: RunRecord) -> RenderableType | None:
+    """How often each label occurs, of a run that trained."""
+    rows = training.balance(record)
+    if not rows or not record.training:
+        return None
+    table = _table(("label", False), ("rows", True), ("share", True))
+    for name, count, share in rows[:MAX_LABELS]:
+        table.add_row(*(Text(cell) for cell in (words.clean(name, 40), f"{count:,}", words.percent(share))))
+    if len(rows) > MAX_LABELS:
+        table.add_row(Text(f"and {len(rows) - MAX_LABELS} more in record.json", style=DIM), Text(), Text())
+    return _section("Balance", table)
 
 
 def _roles(record: RunRecord, width: int) -> RenderableType | None:

@@ -151,6 +151,13 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:,.{max(0, digits - 1 - magnitude)}f}"
 
 
+def number_of(value: object) -> float | None:
+    """A finite number, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
 def percent(fraction: float | None) -> str:
     """A share of one as `84.3 %`; small ones keep two significant figures."""
     if fraction is None or not math.isfinite(fraction):

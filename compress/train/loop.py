@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ from transformers.trainer_callback import PrinterCallback
 
 from compress.core.crf import Crf
 from compress.core.errors import DataError, ModelError
-from compress.core.task import Context, Task
+from compress.core.task import Context, Feature, Task
 from compress.recipe import TuneRecipe
 from compress.train.score import Part, score
 
 Report = Callable[[str, int, int], None]  # stage, done, total
+Example = tuple[Feature, ...]
 WEIGHTS = "trained.safetensors"
 CRF_RATE = 100
 
@@ -36,13 +37,20 @@ CRF_RATE = 100
 class Settings:
     """How to train: the recipe, and what it leaves open. folder: where checkpoints go.
 
-    weights: of the classes in the loss, or None.
+    weights: of the classes in the loss, or None. batch_size, accumulate: rows of a forward pass, passes of a step.
     """
 
     recipe: TuneRecipe
     learning_rate: float
     folder: Path
     weights: tuple[float, ...] | None = None
+    batch_size: int = 1
+    accumulate: int = 1
+    bf16: bool = False
+
+    def with_pace(self, batch_size: int, accumulate: int, bf16: bool) -> Settings:
+        """The same at another pace."""
+        return replace(self, batch_size=batch_size, accumulate=accumulate, bf16=bf16)
 
 
 @dataclass(frozen=True)
@@ -62,27 +70,22 @@ class _Scored(Trainer):  # type: ignore[misc]
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Validation figures under the names that the Trainer wants."""
         job = self.job
-        totals = score(self.model, job.task, job.context, job.validation).sum(0, keepdims=True)
+        try:
+            totals = score(self.model, job.task, job.context, job.validation).sum(0, keepdims=True)
+        except ModelError as error:
+            raise self._broken(str(error)) from None
         values = job.task.figures(totals)[0]
-        found = {f"eval_{m.name}": float(v) for m, v in zip(job.task.metrics, values, strict=True)}
+        scored = zip(job.task.metrics, values, strict=True)
+        found = {f"eval_{m.name}": float(v) for m, v in scored if math.isfinite(v)}
         self.log(dict(found))
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        """The model's own loss; with a CRF that of the CRF, with weights of classes the weighted cross entropy."""
-        crf = crf_of(model)
-        if self.job.settings.weights is None and crf is None:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        labels = inputs.pop("labels")
-        outputs = model(**inputs)
-        if crf is not None:
-            loss = crf.loss(outputs.logits[:, -labels.shape[1] :], labels)
-            return (loss, outputs) if kwargs.get("return_outputs") else loss
-        flat = outputs.logits.reshape(-1, outputs.logits.shape[-1])
-        weight = torch.tensor(self.job.settings.weights, dtype=flat.dtype, device=flat.device)
-        loss = nn.functional.cross_entropy(flat, labels.reshape(-1), weight=weight)
-        return (loss, outputs) if kwargs.get("return_outputs") else loss
+        """What `own_loss` gives, else the model's own."""
+        job = self.job
+        loss = own_loss(model, inputs, job.task, job.context, job.settings.weights)
+        return super().compute_loss(model, inputs, *args, **kwargs) if loss is None else loss
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, with steps of a CRF CRF_RATE times as large: its few scores start from next to nothing."""
@@ -122,14 +125,20 @@ class _Scored(Trainer):  # type: ignore[misc]
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One step. Raises ModelError when its loss is not finite."""
         loss: Tensor = super().training_step(*args, **kwargs)
-        settings = self.job.settings
         if not math.isfinite(float(loss)):
-            raise ModelError(
-                f"the loss is {float(loss)} at step {self.state.global_step + 1}; lower --learning-rate "
-                f"{settings.learning_rate:g}; the last good checkpoint is in {settings.folder}"
-            )
+            raise self._broken(f"the loss is {float(loss)}")
         self.job.report("training", self.state.global_step, self.state.max_steps)
         return loss
+
+    def _broken(self, what: str) -> ModelError:
+        """The error of a run that has left the finite numbers."""
+        settings = self.job.settings
+        kept = newest_checkpoint(settings.folder)
+        there = f"the last good checkpoint is {kept}" if kept else "no checkpoint was written before"
+        return ModelError(
+            f"{what} at step {self.state.global_step + 1}; lower --learning-rate {settings.learning_rate:g} and pass "
+            f"--overwrite to begin again; {there}"
+        )
 
 
 @dataclass(frozen=True)
@@ -139,6 +148,36 @@ class _Job:
     validation: Part
     settings: Settings
     report: Report
+
+
+def own_loss(
+    model: nn.Module, batch: dict[str, Tensor], task: Task, context: Context, weights: tuple[float, ...] | None
+) -> Tensor | None:
+    """The loss of a batch where it is not the model's own: the CRF's, weighted by classes, the task's; else None."""
+    crf = crf_of(model)
+    if weights is None and crf is None:
+        return task.loss(model, batch, context)
+    labels = batch["labels"]
+    logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+    if crf is not None:
+        return crf.loss(logits[:, -labels.shape[1] :], labels)
+    flat = logits.reshape(-1, logits.shape[-1])
+    weight = torch.tensor(weights, dtype=flat.dtype, device=flat.device)
+    return nn.functional.cross_entropy(flat, labels.reshape(-1), weight=weight)
+
+
+def step_loss(
+    model: nn.Module, examples: Sequence[Example], task: Task, context: Context, weights: tuple[float, ...] | None
+) -> Tensor:
+    """The loss that a training step on `examples` has, with gradients."""
+    device = next(model.parameters()).device
+    batch = {name: tensor.to(device) for name, tensor in _collated(examples, task, context).items()}
+    loss = own_loss(model, batch, task, context, weights)
+    return model(**batch).loss if loss is None else loss
+
+
+def _collated(examples: Sequence[Example], task: Task, context: Context) -> dict[str, Tensor]:
+    return task.collate([feature for example in examples for feature in example], context)
 
 
 def crf_of(model: nn.Module) -> Crf | None:
@@ -154,42 +193,43 @@ def train(
     Goes on from the newest whole checkpoint in settings.folder. Raises ModelError at a NaN loss, naming the step.
     """
     trained, validation = parts
-    if not trained.features:
+    if not trained.examples:
         raise DataError("no row is left to train on; give more rows")
     recipe = settings.recipe
-    steps = math.ceil(len(trained.features) / (recipe.batch_size * recipe.accumulate))
+    steps = math.ceil(len(trained.examples) / (settings.batch_size * settings.accumulate))
     trainer = _Scored(
         model=model,
-        args=_arguments(task, settings, steps),
-        train_dataset=list(trained.features),
+        args=_arguments(task.aim(context), settings, steps),
+        train_dataset=list(trained.examples),
         eval_dataset=list(validation.features),
-        data_collator=lambda features: task.collate(features, context),
+        data_collator=lambda examples: _collated(examples, task, context),
         callbacks=[EarlyStoppingCallback(recipe.patience)] if recipe.patience else [],
     )
-    if settings.weights is not None or crf_of(model) is not None:
+    if settings.weights is not None or crf_of(model) is not None or type(task).loss is not Task.loss:
         trainer.model_accepts_loss_kwargs = False  # our losses are means of a batch, not of all batches of a step
     trainer.job = _Job(task, context, validation, settings, report)
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=newest_checkpoint(settings.folder))
+    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)  # no bfloat16 in what follows
     state = trainer.state
     lines = [line_of(line) for line in state.log_history]
     return History(lines, state.best_global_step, state.global_step < state.max_steps)
 
 
-def _arguments(task: Task, settings: Settings, steps: int) -> Any:
-    """steps: of one epoch; the loss is logged about ten times in it."""
+def _arguments(aim: str, settings: Settings, steps: int) -> Any:
+    """aim: the figure to maximise. steps: of one epoch; the loss is logged about ten times in it."""
     recipe = settings.recipe
     return TrainingArguments(
         output_dir=str(settings.folder),
         num_train_epochs=recipe.epochs,
         learning_rate=settings.learning_rate,
-        per_device_train_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.accumulate,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulate,
         gradient_checkpointing=recipe.checkpointing,
         warmup_steps=recipe.warmup,
         weight_decay=recipe.weight_decay,
         lr_scheduler_type=recipe.schedule,
-        bf16=recipe.bf16,
+        bf16=settings.bf16,
         use_cpu=not torch.cuda.is_available(),
         seed=recipe.seed,
         data_seed=recipe.seed,
@@ -197,7 +237,7 @@ def _arguments(task: Task, settings: Settings, steps: int) -> Any:
         save_strategy="epoch",
         save_total_limit=2,
         load_best_model_at_end=True,
-        metric_for_best_model=task.metrics[0].name,
+        metric_for_best_model=aim,
         greater_is_better=True,
         logging_steps=max(1, steps // 10),
         report_to=[],

@@ -27,7 +27,8 @@ class Tuning:
 
     apply: (model, Ground, options) -> the model to train, `requires_grad` set. options: a frozen dataclass.
     rate: the highest step size, where the user gives none. merges: what was learned can become part of the weights.
-    adapter: it is saved as a peft adapter.
+    adapter: it is saved as a peft adapter. reopened: what is done to the model that peft opens. note: a sentence for
+    whoever opens it.
     """
 
     apply: Callable[[Any, Ground, Any], Any]
@@ -37,6 +38,8 @@ class Tuning:
     summary: str
     merges: bool = True
     adapter: bool = True
+    reopened: Callable[[Any], Any] = lambda model: model
+    note: str = ""
 
 
 def peft_model(model: Any, config: Callable[[Any], Any]) -> Any:

@@ -35,7 +35,7 @@ def test_help_ends_in_examples_line_by_line(run: Run, command: str) -> None:
     assert ended.code == 0
     examples = ended.out.partition("\nExamples:\n")[2].rstrip("\n").splitlines()
     assert examples
-    known = set(re.findall(r"--[a-z-]+", ended.out.partition("Examples:")[0]))
+    known = set(re.findall(r"--[a-z0-9-]+", ended.out.partition("Examples:")[0]))
     for line in examples:
         assert line.startswith(f"  compress {command}"), line
         words = shlex.split(line.partition("#")[0].partition(">")[0])

@@ -21,9 +21,10 @@ from compress.core.errors import DataError, ModelError, OutputError, UsageError
 from compress.core.types import RunRecord
 from compress.pipeline.labelled import Found, Wanted, find_labelled, read_labelled
 from compress.pipeline.quantize import quantize
-from compress.pipeline.tune import class_weights, tune
+from compress.pipeline.settle import class_weights
+from compress.pipeline.tune import tune
 from compress.recipe import Recipe, TuneRecipe
-from tests.tiny import randomize, save_tiny, tiny_config, tiny_tokenizer
+from tests.tiny import save_tiny
 
 WORDS = ("river", "market", "window", "report", "engine", "garden", "minute", "school")
 SIGNS = {"sport": ("goal", "match"), "tech": ("chip", "code"), "food": ("bread", "salt")}
@@ -210,6 +211,7 @@ def test_labels_that_only_held_out_rows_have(bert: Path, tmp_path: Path) -> None
 
 def test_a_head_of_another_size(topics: tuple[Path, RunRecord], tmp_path: Path) -> None:
     lines = write_topics(tmp_path / "t.csv").read_text(encoding="utf-8").replace(",food", ",sport")
+    lines = lines.replace(",tech", ",code")  # not one of the classes that the head has
     (tmp_path / "two.csv").write_text(lines, encoding="utf-8")
     with pytest.raises(ModelError, match="has a head for another number of classes than the 2 of the data"):
         run(topics[0], tmp_path / "two.csv", tmp_path / "out")
@@ -244,32 +246,27 @@ def test_a_crf_is_for_taggers(bert: Path, tmp_path: Path) -> None:
         run(bert, write_topics(tmp_path / "t.csv"), tmp_path / "out", crf=True)
 
 
-def test_an_embedder_is_judged_by_what_it_finds(tmp_path: Path) -> None:
-    """No head and no labels: pairs, the pooling of the model's own files, and the passages of all held-out rows."""
-    folder = tmp_path / "embedder"
-    torch.manual_seed(0)
-    model = transformers.BertModel(tiny_config("bert"))
-    randomize(model)
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    data = tmp_path / "pairs.csv"
-    draw = random.Random(0)
-    with data.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["question", "answer"])
-        for n in range(80):
-            words = [*draw.sample(WORDS, k=4), str(n)]
-            writer.writerow([" ".join(words), " ".join([*words, draw.choice(WORDS)])])
-    out = tmp_path / "small"
-    settings = {"samples": 4, "seq_len": 64, "threads": 1, "task": "feature-extraction"}
-    record = quantize(Recipe.build(model=str(folder), data=str(data), out=str(out), bits=8, **settings))
-    assert figure(record, "recall_at_10", "original") > 0.6
-    assert abs(figure(record, "recall_at_10_change", str(out))) < 0.1
-    assert not [m for m in record.measurements if m.name in ("spearman", "kl")]
-    with pytest.raises(UsageError, match="feature-extraction models are measured and quantized here, not tuned"):
-        run(folder, data, tmp_path / "tuned", task="feature-extraction")
-
-
 def test_a_column_that_is_not_there(bert: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no column 'stars'; the columns are: text, label"):
         run(bert, write_topics(tmp_path / "t.csv"), tmp_path / "out", columns={"label": "stars"})
+
+
+def test_a_kind_of_column_that_the_task_does_not_have(bert: Path, tmp_path: Path) -> None:
+    data = write_topics(tmp_path / "t.csv")
+    with pytest.raises(DataError, match="--columns lable=label: text-classification has no column of that kind"):
+        run(bert, data, tmp_path / "out", task="text-classification", columns={"lable": "label"})
+    with pytest.raises(DataError, match="no task fits the columns"):
+        run(bert, data, tmp_path / "out", columns={"lable": "label"})
+
+
+def test_the_kinds_of_columns_choose_the_task(bert: Path, tmp_path: Path) -> None:
+    """A title, a body and a topic: a classifier, or, where the title is called a query, an embedder."""
+    lines = write_topics(tmp_path / "t.csv", 60).read_text(encoding="utf-8").splitlines()[1:]
+    body = "".join(f"title {n},{line}\n" for n, line in enumerate(lines))
+    (tmp_path / "three.csv").write_text("title,body,topic\n" + body, encoding="utf-8")
+
+    def task_of(**columns: str) -> str:
+        return read_labelled(Wanted(str(tmp_path / "three.csv"), "auto", columns, 0), []).task.name
+
+    assert task_of() == task_of(text="title") == "text-classification"
+    assert task_of(query="title") == "feature-extraction"

@@ -1,12 +1,17 @@
 """Text -> vector: search and similarity. recall@1, recall@10 and MRR of finding each query's passage among all.
 
 With a column of similarities instead, Spearman's rank correlation of cosine and similarity.
+
+Training follows sentence-transformers: without similarities every other passage of the batch is a wrong answer (van den
+Oord et al. 2018; Henderson et al. 2017, "multiple negatives"), with them the cosine itself is fitted. Copies of a row's
+own passage are no wrong answers here, which they are there.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +21,14 @@ from compress.core.errors import DataError, ModelError
 from compress.core.task import Context, Feature, Field, Metric, Row, Task, text_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from compress.core.numerics.bootstrap import Array
 
 POOLINGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
-QUERY, PASSAGE = 0, 1
+QUERY, PASSAGE, NEGATIVE = 0, 1, 2
+SCALE = 20.0
+"""Of cosines before the softmax over passages, 1 / temperature: that of sentence-transformers."""
 
 
 class FeatureExtraction(Task):
@@ -31,11 +38,11 @@ class FeatureExtraction(Task):
     auto = "AutoModel"
     peft = "FEATURE_EXTRACTION"
     classes = False
-    tunable = False
     fields = (
         Field("query", ("query", "question", "anchor", "title", "sentence1", "text1")),
         Field("passage", ("passage", "positive", "document", "context", "answer", "article", "body", "sentence2",
                           "text2")),
+        Field("negative", ("negative", "hard_negative", "negative_passage"), required=False),
         Field("similarity", ("similarity", "score", "similarity_score"), required=False, answer=True),
     )  # fmt: skip
     metrics = (Metric("recall_at_10"), Metric("recall_at_1"), Metric("mrr", ""), Metric("spearman", ""))
@@ -60,20 +67,67 @@ class FeatureExtraction(Task):
                              "cls, mean and max are known, one at a time")  # fmt: skip
         return {"pooling": modes[0] if modes else "mean"}
 
+    def texts(self, rows: Sequence[Row], columns: Mapping[str, str], source: str) -> list[str]:
+        """Query and passage; the wrong passage does not tell rows apart."""
+        return super().texts(rows, {role: name for role, name in columns.items() if role != "negative"}, source)
+
     def features(self, rows: Sequence[Row], context: Context) -> list[Feature]:
         """Two features a row: query, then passage, each cut to max_length."""
-        found = []
-        for number, row in enumerate(rows):
-            for unit, role in ((QUERY, "query"), (PASSAGE, "passage")):
-                text = text_of(row, context.columns[role], number)
-                full = context.tokenizer(text, truncation=True, max_length=context.max_length)
-                inputs = {name: list(ids) for name, ids in full.items()}
-                found.append(Feature(inputs, number, (unit,), len(inputs["input_ids"]) >= context.max_length))
+        return [
+            _feature(row, number, role, unit, context)
+            for number, row in enumerate(rows)
+            for unit, role in ((QUERY, "query"), (PASSAGE, "passage"))
+        ]
+
+    def examples(self, rows: Sequence[Row], context: Context) -> list[tuple[Feature, ...]]:
+        """Query, passage and, where there is one and no similarity, the wrong passage; `labels` of the query is the
+        similarity, divided by the largest of all rows where that is above 1 (a scale of 0 to 5 becomes 0 to 1)."""
+        column = context.columns.get("similarity")
+        roles = [(QUERY, "query"), (PASSAGE, "passage")]
+        if column is None:
+            roles += [(NEGATIVE, "negative")] if "negative" in context.columns else []
+            return [tuple(_feature(row, n, role, unit, context) for unit, role in roles) for n, row in enumerate(rows)]
+        scores = [similarity_of(row, column, number) for number, row in enumerate(rows)]
+        largest = max([1.0, *map(abs, scores)])
+        found: list[tuple[Feature, ...]] = []
+        for number, (row, score) in enumerate(zip(rows, scores, strict=True)):
+            query, passage = (_feature(row, number, role, unit, context) for unit, role in roles)
+            found.append((replace(query, inputs={**query.inputs, "labels": score / largest}), passage))
         return found
 
     def collate(self, features: Sequence[Feature], context: Context) -> dict[str, Tensor]:
-        """Padded by the tokenizer to the longest."""
-        return dict(context.tokenizer.pad([f.inputs for f in features], return_tensors="pt"))
+        """Padded by the tokenizer to the longest; `labels` (float32) are similarities, one a pair, where given."""
+        import torch
+
+        plain = [{name: ids for name, ids in f.inputs.items() if name != "labels"} for f in features]
+        scores = [f.inputs["labels"] for f in features if "labels" in f.inputs]
+        batch = dict(context.tokenizer.pad(plain, return_tensors="pt"))
+        return {**batch, "labels": torch.tensor(scores)} if scores else batch
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor], context: Context) -> Tensor:
+        """Squared error of the cosines where there are similarities, else cross entropy of each query's own passage
+        among all passages of the batch. batch: the features of whole examples, one after the other."""
+        import torch
+
+        ids = batch["input_ids"]
+        hidden = self.outputs(model(**{name: tensor for name, tensor in batch.items() if name != "labels"}))
+        hidden = hidden[:, -ids.shape[1] :]  # without learned positions before the text
+        vectors = pooled_batch(hidden, batch["attention_mask"], str(context.settings.get("pooling", "mean")))
+        vectors = torch.nn.functional.normalize(vectors, dim=-1)
+        if "labels" in batch:
+            cosines = (vectors[0::2] * vectors[1::2]).sum(-1)
+            return torch.nn.functional.mse_loss(cosines, batch["labels"].to(cosines.dtype))
+        width = 3 if "negative" in context.columns else 2
+        order = torch.cat([torch.arange(unit, len(ids), width, device=ids.device) for unit in range(1, width)])
+        own = torch.arange(len(ids) // width, device=ids.device)
+        scores = SCALE * vectors[0::width] @ vectors[order].T
+        copies = (ids[1::width, None] == ids[order][None]).all(-1)
+        copies[own, own] = False
+        return torch.nn.functional.cross_entropy(scores.masked_fill(copies, -torch.inf), own)
+
+    def aim(self, context: Context) -> str:
+        """Spearman's rho where there are similarities, else recall@10."""
+        return "spearman" if "similarity" in context.columns else self.metrics[0].name
 
     def outputs(self, output: Any) -> Tensor:
         """The last hidden states (B, L, D)."""
@@ -128,6 +182,24 @@ def pooled(hidden: Tensor, mode: str) -> Array:
     values = hidden.double()
     found = values[0] if mode == "cls" else values.mean(0) if mode == "mean" else values.max(0).values
     return np.asarray(found.numpy(), dtype=np.float64)
+
+
+def pooled_batch(hidden: Tensor, mask: Tensor, mode: str) -> Tensor:
+    """The same (B, D) of padded hidden states (B, L, D) with gradients. mask: (B, L), 1 where there is text."""
+    seen = mask.unsqueeze(-1).to(hidden.dtype)
+    if mode == "mean":
+        return (hidden * seen).sum(1) / seen.sum(1).clamp_min(1)
+    if mode == "max":
+        return hidden.masked_fill(seen == 0, -float("inf")).max(1).values
+    first = mask.argmax(1)
+    return hidden[first.new_tensor(range(len(first))), first]
+
+
+def _feature(row: Row, number: int, role: str, unit: int, context: Context) -> Feature:
+    text = text_of(row, context.columns[role], number)
+    full = context.tokenizer(text, truncation=True, max_length=context.max_length)
+    inputs: dict[str, Any] = {name: list(ids) for name, ids in full.items()}
+    return Feature(inputs, number, (unit,), len(inputs["input_ids"]) >= context.max_length)
 
 
 def similarity_of(row: Row, column: str, number: int, source: str = "the data") -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -116,16 +117,17 @@ def label_of(row: Row, column: str, number: int, source: str = "the data") -> st
         return str(value)
     text = value.strip() if isinstance(value, str) else value
     if text is None or text == "" or text != text:
-        raise DataError(f"row {number + 1} of {source} has no label in column {column!r}; fill it or leave the row out")
+        raise DataError(f"row {number + 1} of {source} has no label in column {column!r}; fill it, or leave such rows "
+                        f"out with --filter '{column}!='")  # fmt: skip
     try:
         real = float(text) if isinstance(text, str) and "." in text else text
     except ValueError:
         real = text
     if isinstance(real, float):
-        if real != int(real):
+        if not math.isfinite(real) or real != int(real):
             raise DataError(
                 f"row {number + 1} of {source} has {value!r} in column {column!r}; labels are classes, not real "
-                "numbers; name the column of classes with --columns label=COLUMN"
+                "numbers; name the column of classes with --columns label=COLUMN, or write a class for each range"
             )
         return str(int(real))
     return str(text)

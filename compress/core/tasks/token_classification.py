@@ -77,6 +77,19 @@ class TokenClassification(Task):
             found.append(Feature(inputs, number, units, len(firsts) >= context.max_length))
         return found
 
+    def examples(self, rows: Sequence[Row], context: Context) -> list[tuple[Feature, ...]]:
+        """The rows that have a scored word: the loss of a batch without any is not a number."""
+        return [(feature,) for feature in self.features(rows, context) if feature.units]
+
+    def unread(self, rows: Sequence[Row], features: Sequence[Feature], context: Context) -> list[str]:
+        """Words that the tokenizer makes nothing of (control characters, emoji it does not know)."""
+        found = []
+        for feature in features:
+            if not feature.truncated:
+                words, seen = words_of(rows[feature.row], context.columns["words"], feature.row), set(feature.units)
+                found += [word for number, word in enumerate(words) if number not in seen]
+        return found
+
     def collate(self, features: Sequence[Feature], context: Context) -> dict[str, Tensor]:
         """Padded by the tokenizer to the longest; labels to the same side with IGNORED."""
         import torch

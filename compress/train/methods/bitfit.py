@@ -20,13 +20,13 @@ def apply(model: Any, ground: Ground, options: Options) -> Any:
     Norms of llama-like models have no bias: there is then nothing to train but the head.
     """
     del options
-    body = model.base_model_prefix
+    body = "" if model.base_model is model else f"{model.base_model_prefix}."  # an embedder has no head
     found = 0
     for name, parameter in model.named_parameters():
         bias = name.rpartition(".")[2] == "bias"
         new = name.rpartition(".")[0] in ground.fresh
-        parameter.requires_grad_(bias or new or not name.startswith(f"{body}."))
-        found += bias and name.startswith(f"{body}.")
+        parameter.requires_grad_(bias or new or not name.startswith(body))
+        found += bias and name.startswith(body)
     if not found:
         raise ModelError(f"{type(model).__name__} has no biases; use --method lora")
     return model

@@ -42,4 +42,9 @@ def taking_past(model: Any) -> Any:
     return model
 
 
-TUNING = Tuning(apply, Options, 1e-2, "arXiv:2101.00190", "learned keys and values in every block", merges=False)
+NOTE = (
+    "peft opens this adapter by itself where the model's forward takes past_key_values; transformers 5.24 calls that "
+    "cache in some models: there, pass what peft opens through compress.train.methods.prefix.taking_past."
+)
+TUNING = Tuning(apply, Options, 1e-2, "arXiv:2101.00190", "learned keys and values in every block", merges=False,
+                reopened=taking_past, note=NOTE)  # fmt: skip

@@ -130,3 +130,18 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.Mon
         assert journal.of("block") == []
         journal.append("block", block=0)
         assert journal.last("block") == {"kind": "block", "block": 0}
+
+
+def test_overwrite_deletes_folders_of_work_but_follows_no_link(tmp_path: Path) -> None:
+    """Training keeps its checkpoints in folders below compress/work."""
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    Journal.open(out, PRINT).close()
+    (out / WORK / "training" / "checkpoint-3").mkdir(parents=True)
+    (out / WORK / "training" / "checkpoint-3" / "trained.safetensors").write_bytes(b"x")
+    elsewhere.mkdir()
+    (elsewhere / "mine.txt").write_text("mine", encoding="utf-8")
+    (out / WORK / "link").symlink_to(elsewhere)
+    with Journal.open(out, {"--bits": 8}, overwrite=True) as journal:
+        assert [line["kind"] for line in journal.lines] == ["start"]
+    assert list((out / WORK).iterdir()) == []
+    assert (elsewhere / "mine.txt").is_file()

@@ -160,3 +160,10 @@ def test_layers_that_make_good_what_others_lost_say_so() -> None:
     text = "\n".join(Skeleton(html.render(fake.quantize_record())).text)
     assert "moved 4.00 %" in text
     assert "to make good what earlier layers had lost" in text
+
+
+def test_a_tuning_run_shows_its_balance_and_what_was_trained() -> None:
+    page = html.render(fake.tune_record())
+    assert "1.33 % trained" in page
+    table = page.split("Balance of the labels")[2]  # after the label of its region
+    assert [cell in table for cell in ("sport", "500", "55.6 %")] == [True, True, True]

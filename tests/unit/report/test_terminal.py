@@ -129,3 +129,12 @@ def test_training_is_a_line_an_epoch_with_the_kept_one_marked() -> None:
     assert rows[2] == ["2", "0.875", "93.0", "%", "91.0", "%", "kept"]
     assert "kept" not in rows[1] + rows[3]
     assert "held-out rows" in report
+
+
+def test_a_tuning_run_shows_its_balance_and_what_was_trained() -> None:
+    report = terminal.text(fake.tune_record(), 80)
+    assert "22.7 M parameters · 1.33 % trained" in report
+    rows = [line.split() for line in report.split("\nBalance\n")[1].splitlines()[1:3]]
+    assert rows == [["sport", "500", "55.6", "%"], ["tech", "400", "44.4", "%"]]
+    many = replace(fake.tune_record(), data={"labels": {f"class{n}": n for n in range(50)}})
+    assert "and 30 more in record.json" in terminal.text(many, 80)

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from scipy.stats import spearmanr
 from sklearn.metrics import top_k_accuracy_score
 
 from compress.core.errors import DataError, ModelError
 from compress.core.task import Context
-from compress.core.tasks.feature_extraction import TASK, pooled
-from tests.tiny import tiny_tokenizer
+from compress.core.tasks.feature_extraction import TASK, pooled, pooled_batch
+from tests.tiny import tiny_config, tiny_tokenizer
 
 COLUMNS = {"query": "query", "passage": "passage"}
 
@@ -105,3 +106,77 @@ def test_two_poolings_at_once_are_refused(tmp_path: Path) -> None:
 def test_similarities_that_are_no_numbers() -> None:
     with pytest.raises(DataError, match="row 2 of x has 'high' in column 's', which is no number"):
         TASK.labels([{"s": "0.5"}, {"s": "high"}], COLUMNS | {"similarity": "s"}, "x")
+
+
+@pytest.mark.parametrize("mode", ["cls", "mean", "max"])
+@pytest.mark.parametrize("left", [False, True])
+def test_pooling_of_a_padded_batch_is_that_of_each_text(mode: str, left: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    lengths, hidden = (5, 2, 3), torch.randn(3, 5, 4, generator=draw)
+    mask = torch.zeros(3, 5, dtype=torch.int64)
+    for n, length in enumerate(lengths):
+        mask[n, 5 - length if left else 0 :][:length] = 1
+    found = pooled_batch(hidden, mask, mode)
+    for n in range(3):
+        expected = torch.from_numpy(pooled(hidden[n][mask[n].bool()], mode)).float()
+        torch.testing.assert_close(found[n], expected)
+
+
+def embedder() -> Any:
+    torch.manual_seed(0)
+    return transformers.BertModel(tiny_config("bert")).eval()
+
+
+def vectors_of(model: Any, texts: list[str]) -> torch.Tensor:
+    """Mean-pooled unit vectors, each text by itself."""
+    tokenizer, found = tiny_tokenizer(), []
+    for text in texts:
+        hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        found.append(torch.nn.functional.normalize(hidden.mean(0), dim=0))
+    return torch.stack(found)
+
+
+def loss_of(model: Any, rows: list[dict[str, Any]], context: Context) -> float:
+    examples = TASK.examples(rows, context)
+    batch = TASK.collate([feature for example in examples for feature in example], context)
+    return TASK.loss(model, batch, context).item()
+
+
+@pytest.mark.parametrize("negatives", [False, True])
+def test_the_loss_is_that_of_multiple_negatives_ranking(negatives: bool) -> None:
+    """sentence-transformers: cross entropy of scale 20 times the cosines, own passage first among all and negatives."""
+    model, columns = embedder(), {"negative": "wrong"} if negatives else {}
+    rows = [{"query": f"river {n}", "passage": f"market {n} window", "wrong": f"engine {n}"} for n in range(5)]
+    sides = [vectors_of(model, [row[name] for row in rows]) for name in ("query", "passage", "wrong")]
+    candidates = torch.cat(sides[1:] if negatives else sides[1:2])
+    logits = 20 * sides[0] @ candidates.T
+    expected = torch.stack([-torch.log_softmax(logits[n], -1)[n] for n in range(5)]).mean().item()
+    assert loss_of(model, rows, context_of(**columns)) == pytest.approx(expected, abs=1e-4)
+
+
+def test_copies_of_a_passage_are_no_wrong_answers() -> None:
+    model = embedder()
+    rows = [{"query": f"river {n}", "passage": text} for n, text in enumerate(("same text", "same text", "other"))]
+    queries, passages = (vectors_of(model, [row[name] for row in rows]) for name in ("query", "passage"))
+    logits = 20 * queries @ passages.T
+    logits[0, 1] = logits[1, 0] = -torch.inf
+    expected = torch.stack([-torch.log_softmax(logits[n], -1)[n] for n in range(3)]).mean().item()
+    assert loss_of(model, rows, context_of()) == pytest.approx(expected, abs=1e-4)
+
+
+def test_similarities_are_fitted_by_the_cosine() -> None:
+    model, context = embedder(), context_of(similarity="similarity")
+    rows = rows_of([f"window {n}" for n in range(6)])
+    queries, passages = (vectors_of(model, [row[name] for row in rows]) for name in ("query", "passage"))
+    scores = torch.tensor([float(row["similarity"]) for row in rows])
+    expected = torch.nn.functional.mse_loss((queries * passages).sum(1), scores / scores.max()).item()
+    assert loss_of(model, rows, context) == pytest.approx(expected, abs=1e-5)
+    assert TASK.aim(context) == "spearman"
+    assert TASK.aim(context_of()) == "recall_at_10"
+
+
+def test_examples_keep_the_features_of_a_row_together() -> None:
+    rows = [{"query": "a", "passage": "b", "wrong": "c"}] * 2
+    assert [len(example) for example in TASK.examples(rows, context_of(negative="wrong"))] == [3, 3]
+    assert [feature.row for feature in TASK.features(rows, context_of(negative="wrong"))] == [0, 0, 1, 1]
+    assert "labels" not in TASK.collate(TASK.features(rows, context_of()), context_of())
