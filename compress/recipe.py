@@ -71,6 +71,10 @@ class Recipe(_Settings):
         "auto", description="how a static grid is chosen; auto: mse"
     )
     act_symmetric: bool | None = Field(None, description="no zero points; default: by token only")
+    mixed: bool | None = Field(
+        None, description="8 bits where fewer do most damage, as measured; default: encoders at 4 bits"
+    )
+    mixed_share: float = Field(0.25, gt=0, lt=1, description="largest share of the weights that get 8 bits")
     method: str = Field("gptq", description="how codes are solved")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the method")
     embeddings: Literal["keep", "int8"] = Field("keep", description="token embedding (a tied head goes with it)")

@@ -38,6 +38,10 @@ def command(
     symmetric: bool | None = typer.Option(
         None, "--symmetric/--asymmetric", help="No zero points, or with [default: symmetric at 8 bits only]."
     ),
+    mixed: bool | None = typer.Option(
+        None, "--mixed/--uniform", help="8 bits where fewer do most damage, as measured [default: encoders at 4 bits]."
+    ),
+    mixed_share: float | None = typer.Option(None, help="Largest share of weights that get 8 bits [default: 0.25]."),
     activations: str | None = typer.Option(
         None, help="Inputs in int8 too: none, dynamic, static [default: dynamic for encoders at 8 bits, else none]."
     ),
@@ -104,7 +108,9 @@ def build_recipe(given: dict[str, Any], recipe: str | None) -> Any:
     from compress.recipe import Recipe
 
     settings = _run.settings_of(given)
-    settings |= {name: given[name] for name in ("symmetric", "act_symmetric", "verify") if given.get(name) is not None}
+    settings |= {
+        name: given[name] for name in ("symmetric", "act_symmetric", "mixed", "verify") if given.get(name) is not None
+    }
     if "group_size" in settings and settings["group_size"] != "auto":
         try:
             settings["group_size"] = int(settings["group_size"])

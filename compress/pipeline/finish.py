@@ -135,7 +135,7 @@ def command_line(recipe: Recipe | TuneRecipe, out: Path) -> str:
     return shlex.join([*words, "--out", str(out)])
 
 
-_OFF = {"symmetric": "--asymmetric", "act_symmetric": "--act-asymmetric"}
+_OFF = {"symmetric": "--asymmetric", "act_symmetric": "--act-asymmetric", "mixed": "--uniform"}
 
 
 def verify_and_sample(record: RunRecord, store: Store, heldout: TokenSet | None, report: Report) -> RunRecord:

@@ -32,6 +32,7 @@ from compress.core.types import (
 from compress.measure.size import bits_per_weight, weight_bytes
 from compress.pipeline import finish, identity, inputs, judge
 from compress.pipeline.collect import Collector, Counted, MakeCollector
+from compress.pipeline.damage import Trials
 from compress.pipeline.hooks import Hooks, Stages
 from compress.pipeline.labelled import find_labelled
 from compress.pipeline.outside import Outside
@@ -41,13 +42,14 @@ from compress.pipeline.stream import Stream, Streams, needs_of, reads_text, text
 from compress.pipeline.task_text import TaskText, prepared, task_text
 from compress.plan import uniform
 from compress.plan.activations import choose_activation
+from compress.plan.mixed import is_mixed, with_eight_bits
 from compress.recipe import EVAL_DOCUMENTS, EVAL_ROWS, Recipe
 from export.formats.compressed_tensors import FORMAT
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything known before the first block is touched."""
+    """Everything known before the first block is touched. mixed: the plan is finished by measuring damage."""
 
     recipe: Recipe
     opened: Opened
@@ -59,6 +61,7 @@ class Prepared:
     dtype: str
     environment: dict[str, Any]
     notes: tuple[str, ...]
+    mixed: bool = False
 
 
 def quantize(recipe: Recipe, overwrite: bool = False, hooks: Hooks | None = None) -> RunRecord:
@@ -107,9 +110,14 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     outside = Outside(ready.checkpoint, ready.structure, ready.plan, store)
     extra = _outside_results(outside, store, journal)
     outside.load_small(store.block_path(-1))
-    streams = make_streams(ready)
-    stages.done("prepare")
     chosen = device.pick_device(ready.recipe.device)
+    stages.done("prepare")
+    if ready.mixed:
+        ready = _with_damage(run, store, outside, _collectors(ready.plan, chosen), hooks)
+        run = replace(run, ready=ready)
+        store.plan = outside.plan = ready.plan
+        stages.done("measure damage")
+    streams = make_streams(ready)
     drift = load("collector", "drift")
     stream = Stream(
         *(ready.checkpoint, ready.structure, ready.plan, store, journal),
@@ -147,6 +155,22 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     return replace(record, stages=stages.seconds)
 
 
+def _with_damage(run: Run, store: Store, outside: Outside, make: MakeCollector, hooks: Hooks) -> Prepared:
+    """The run with its plan finished: eight bits where the planned bits do most damage."""
+    ready, journal = run.ready, run.journal
+    line = journal.last("damage")
+    if line is None:
+        trials = Trials(ready.checkpoint, ready.structure, ready.plan, store, make)
+        found = trials.damage(make_streams(ready).calibration, outside, hooks.report)
+        journal.append("damage", groups=found)
+    else:
+        found = line["groups"]
+    first = ready.plan.layers[ready.structure.layers[0].name].scheme
+    eight = Scheme("int", 8, first.group_size, True, *FORMAT.scale_grid(8))
+    plan = with_eight_bits(ready.plan, ready.structure, found, eight, ready.recipe.mixed_share)
+    return replace(ready, plan=plan)
+
+
 def _collectors(plan: Plan, chosen: torch.device) -> MakeCollector:
     """Makes the collector of one layer input: second moments, and values where a grid is chosen from them."""
     hessian, values = load("collector", "hessian"), load("collector", "values")
@@ -172,18 +196,21 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     dtype = uniform.storage_dtype(recipe, checkpoint.dtype_of(first))
     recipe = recipe.model_copy(update={"options": options})
     rules = uniform.Rules(FORMAT.caps, FORMAT.scale_grid, _refuses(checkpoint))
-    activation = choose_activation(recipe, structure, judge.reads_only(checkpoint.model))
-    plan = uniform.make_plan(recipe, structure, rules, dtype, activation)
+    encoder = judge.reads_only(checkpoint.model)
+    activation = choose_activation(recipe, structure, encoder)
+    mixed = is_mixed(recipe, structure, encoder, activation)
+    plan = uniform.make_plan(recipe, structure, rules, dtype, activation, mixed)
     notes = [*opened.notes, *plan.notes, *([structure.generic] if structure.generic else [])]
     data, text = None, None
-    reads = any(reads_text(chosen) for chosen in plan.layers.values())
+    reads = mixed or any(reads_text(chosen) for chosen in plan.layers.values())
     if (reads or recipe.eval_samples != 0) and (because := _cannot_stream(checkpoint, structure)):
         notes.append(because)
+        mixed = False
     elif reads or recipe.eval_samples != 0:
         data, text = _data(recipe, opened, checkpoint)
         notes += data.card.get("warnings", [])
     environment = device.environment()
-    return Prepared(recipe, opened, checkpoint, structure, plan, data, text, dtype, environment, tuple(notes))
+    return Prepared(recipe, opened, checkpoint, structure, plan, data, text, dtype, environment, tuple(notes), mixed)
 
 
 def _refuses(checkpoint: Checkpoint) -> uniform.Refuses:

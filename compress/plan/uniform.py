@@ -39,9 +39,16 @@ class Rules:
 
 
 def make_plan(
-    recipe: Recipe, structure: Structure, rules: Rules, dtype: str, activation: ActScheme | None = None
+    recipe: Recipe,
+    structure: Structure,
+    rules: Rules,
+    dtype: str,
+    activation: ActScheme | None = None,
+    mixed: bool = False,
 ) -> Plan:
     """A plan for every weight matrix of the model; kept ones in `dtype`, inputs rounded with `activation`.
+
+    mixed: some layers will get eight bits later, so that one scheme must be symmetric.
 
     Raises RecipeError for a scheme that its layers cannot hold.
     """
@@ -49,7 +56,7 @@ def make_plan(
     if not layers:
         raise RecipeError(f"{structure.architecture} has no linear layer inside blocks; there is nothing to quantize")
     notes = []
-    symmetric = recipe.bits == 8 or activation is not None if recipe.symmetric is None else recipe.symmetric
+    symmetric = recipe.bits == 8 or activation is not None or mixed if recipe.symmetric is None else recipe.symmetric
     if (
         not symmetric
         and any(layer.container == "experts" for layer in layers)
@@ -62,7 +69,8 @@ def make_plan(
     else:
         group, why = choose_group(recipe.group_size, layers, rules.caps)
     kinds = {layer.container: rules.scheme(recipe.bits, group, symmetric, layer.container) for layer in layers}
-    body = frozenset(kinds.items())
+    eight = [("linear", rules.scheme(8, group, True))] if mixed else []
+    body = frozenset([*kinds.items(), *eight])
     plans: dict[str, LayerPlan] = {}
     for layer in layers:
         rounded = activation if takes_int8(layer) else None
