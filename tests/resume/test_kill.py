@@ -46,6 +46,17 @@ def test_every_point_of_a_decoder(ask: Ask, models: dict[str, Path], tmp_path: P
         assert found == expected, f"killed {points[kill]}"
 
 
+@pytest.mark.parametrize("settings", [{"bits": 4}, {"bits": 8, "activations": "static"}], ids=["mixed", "static"])
+def test_every_line_of_an_encoder(ask: Ask, models: dict[str, Path], tmp_path: Path, settings: dict[str, Any]) -> None:
+    # the plan of a mixed model is finished by a line of the journal; grids of inputs are in the blocks' files
+    points, expected = survey(ask, tmp_path / "whole", models["bert"], **settings)
+    kills = [n for n, point in enumerate(points) if point.startswith("after line")]
+    assert [points[n] for n in kills].count("after line damage") == (1 if settings["bits"] == 4 else 0)
+    for kill in kills[:-1]:
+        found = kill_and_resume(ask, tmp_path / "killed", models["bert"], points, kill, **settings)
+        assert found == expected, f"killed {points[kill]}"
+
+
 def test_every_block_of_an_encoder_decoder(ask: Ask, models: dict[str, Path], tmp_path: Path) -> None:
     # the encoder's last state must outlive the encoder: every decoder block reads it
     points, expected = survey(ask, tmp_path / "whole", models["t5"])
