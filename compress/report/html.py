@@ -218,7 +218,7 @@ def _worst(record: RunRecord) -> str:
     rows: list[list[Cell | str]] = [
         [
             x.layer,
-            x.scheme,
+            summary.scheme_of(x),
             words.percent(summary.error_of(x)),
             Cell(summary.why(x), tone="warn" if x.fallback else ""),
         ]
@@ -238,6 +238,7 @@ def _reasons(record: RunRecord) -> str:
     rows = [
         [scheme, method, f"{n:,}", reason, example] for scheme, method, reason, n, example in summary.reasons(record)
     ]
+    rows += [["float", "keep", "", why, what] for what, why in summary.in_float(record)]
     more = f'<p class="intro">The {len(rows) - 100} rarer decisions are in record.json.</p>' if len(rows) > 100 else ""
     return table("What was done, and why", columns, rows[:100]) + more
 
@@ -284,7 +285,7 @@ def _layer(x: LayerResult) -> list[Cell | str]:
     return [
         x.layer,
         f"{x.shape[0]:,} × {x.shape[1]:,}",
-        x.scheme,
+        summary.scheme_of(x),
         x.method,
         Cell(words.number(bits, 3), key=bits),
         Cell(words.size(x.bytes_after), key=x.bytes_after),

@@ -279,7 +279,7 @@ def _role(role: str, layers: list[LayerResult]) -> RoleRow:
     return RoleRow(
         role=role,
         layers=len(layers),
-        schemes=tuple(name for name, _ in Counter(layer.scheme for layer in layers).most_common()),
+        schemes=tuple(name for name, _ in Counter(scheme_of(layer) for layer in layers).most_common()),
         bits=8 * after / weights if weights else math.nan,
         bytes_before=sum(layer.bytes_before for layer in layers),
         bytes_after=after,
@@ -300,11 +300,22 @@ def why(layer: LayerResult) -> str:
     return layer.fallback or layer.reason
 
 
+def scheme_of(layer: LayerResult) -> str:
+    """The scheme of the weight, and of the input where that is rounded too."""
+    return f"{layer.scheme} {layer.activation}".strip()
+
+
+def in_float(record: RunRecord) -> list[tuple[str, str]]:
+    """What else the model computes that stays in float, and why."""
+    found = record.plan.get("in_float")
+    return [(str(what), str(why)) for what, why in found.items()] if isinstance(found, dict) else []
+
+
 def reasons(record: RunRecord) -> list[tuple[str, str, str, int, str]]:
     """Plan decisions gathered: scheme, method, reason, number of layers, one of them."""
     groups: dict[tuple[str, str, str], list[str]] = {}
     for layer in record.layers:
-        groups.setdefault((layer.scheme, layer.method, layer.reason), []).append(layer.layer)
+        groups.setdefault((scheme_of(layer), layer.method, layer.reason), []).append(layer.layer)
     if not groups:
         for name, entry in _planned(record.plan).items():
             groups.setdefault(entry, []).append(name)

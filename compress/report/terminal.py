@@ -210,7 +210,7 @@ def _roles(record: RunRecord, width: int) -> RenderableType | None:
         ]
         if width >= 96:
             more = f" +{len(row.schemes) - 1}" if len(row.schemes) > 1 else ""
-            cells.append(words.clean(row.schemes[0], 20) + more)
+            cells.append(words.clean(row.schemes[0], 34) + more)
         table.add_row(*(Text(cell) for cell in cells))
     return _section(f"By role (median and worst {error})", table)
 
