@@ -77,7 +77,9 @@ class Recipe(_Settings):
     mixed_share: float = Field(0.25, gt=0, lt=1, description="largest share of the weights that get 8 bits")
     method: str = Field("gptq", description="how codes are solved")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the method")
-    embeddings: Literal["keep", "int8"] = Field("keep", description="token embedding (a tied head goes with it)")
+    embeddings: Literal["auto", "keep", "int8"] = Field(
+        "auto", description="token embedding (a tied head goes with it); auto: int8 in encoders that are W8A8 or mixed"
+    )
     head: Literal["keep", "int8"] = Field("keep", description="lm_head, when it is not tied")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="dtype of kept weights")
 

@@ -136,13 +136,15 @@ class Codes:
         return torch.cat([self._unpack(key, scheme) for key in self._keys(layer)])
 
     def _keys(self, layer: LayerRef) -> list[str]:
-        if layer.container == "linear":
+        if layer.container in ("linear", "embedding"):
             return [layer.name]
         home, matrices = EXPERTS[self.run.name][layer.param.rpartition(".")[2]]
         block = layer.param.split(".mlp.")[0]
         return [f"{block}.{home}.experts.{layer.expert}.{matrix}" for matrix in matrices]
 
     def _unpack(self, key: str, scheme: Scheme) -> Tensor:
+        if f"{key}.weight" in self.stored:  # int-quantized
+            return self.stored[f"{key}.weight"].float() * self.stored[f"{key}.weight_scale"].float()
         rows, columns = (int(n) for n in self.stored[f"{key}.weight_shape"])
         zero = self.stored.get(f"{key}.weight_zero_point")
         q = QTensor(

@@ -56,7 +56,9 @@ def command(
     ),
     method: str | None = typer.Option(None, help="gptq or rtn [default: gptq]."),
     option: list[str] | None = _run.OPTION,
-    embeddings: str | None = typer.Option(None, help="keep or int8; a tied head goes with it [default: keep]."),
+    embeddings: str | None = typer.Option(
+        None, help="keep or int8; a tied head goes with it [default: int8 in encoders]."
+    ),
     head: str | None = typer.Option(None, help="keep or int8, for an untied lm_head [default: keep]."),
     dtype: str | None = typer.Option(None, help="Of kept weights: auto, bfloat16, float16, float32 [default: auto]."),
     data: str | None = typer.Option(

@@ -70,7 +70,7 @@ def quantization_config(
         chosen = plan.layers[layer.name]
         keys = [key.removesuffix(".weight") for key, _, _ in store.parts(layer) or []]
         if chosen.packed and chosen.scheme.kind == "int":
-            stored = Stored(chosen.scheme, chosen.activation)
+            stored = Stored.of(layer, chosen)
             packed |= dict.fromkeys([*keys, *([layer.name] if layer.expert is None else [])], stored)
             experts = experts or layer.expert is not None
         elif layer.role != "embedding":

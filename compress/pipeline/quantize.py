@@ -195,11 +195,11 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     first = structure.layers[0].param if structure.layers else next(iter(checkpoint.sources))
     dtype = uniform.storage_dtype(recipe, checkpoint.dtype_of(first))
     recipe = recipe.model_copy(update={"options": options})
-    rules = uniform.Rules(FORMAT.caps, FORMAT.scale_grid, _refuses(checkpoint))
+    rules = uniform.Rules(FORMAT.caps, FORMAT.scale_grid, _refuses(checkpoint, structure))
     encoder = judge.reads_only(checkpoint.model)
     activation = choose_activation(recipe, structure, encoder)
     mixed = is_mixed(recipe, structure, encoder, activation)
-    plan = uniform.make_plan(recipe, structure, rules, dtype, activation, mixed)
+    plan = uniform.make_plan(recipe, structure, rules, dtype, uniform.Wishes(activation, mixed, encoder))
     notes = [*opened.notes, *plan.notes, *([structure.generic] if structure.generic else [])]
     data, text = None, None
     reads = mixed or any(reads_text(chosen) for chosen in plan.layers.values())
@@ -213,12 +213,14 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     return Prepared(recipe, opened, checkpoint, structure, plan, data, text, dtype, environment, tuple(notes), mixed)
 
 
-def _refuses(checkpoint: Checkpoint) -> uniform.Refuses:
+def _refuses(checkpoint: Checkpoint, structure: Structure) -> uniform.Refuses:
     from compress.core.checkpoint import disk_parts
 
     def refuses(layer: LayerRef, scheme: Scheme, uses: uniform.Uses) -> str | None:
         if scheme.kind == "int" and disk_parts(layer, checkpoint.sources[layer.param]) is None:
             return "the checkpoint stores all experts as one tensor, compressed-tensors one by one"
+        if scheme.kind == "int" and layer.container == "embedding" and structure.tied:
+            return "transformers cannot open a packed weight that is tied"
         return FORMAT.refuses(layer, scheme, uses)
 
     return refuses

@@ -16,10 +16,10 @@ from compress.core.errors import ModelError
 from compress.core.journal import WORK
 from compress.core.numerics.affine import dequantize
 from compress.core.safetensors_file import Pending, pending, read_header, read_tensor, write_file
-from compress.core.types import ActScheme, BlockRef, LayerRef, Plan
+from compress.core.types import BlockRef, LayerRef, Plan
 from compress.pipeline.replay import Trace
 from compress.pipeline.solve import Solved, split_rows
-from export.formats.compressed_tensors import FORMAT, side_codes
+from export.formats.compressed_tensors import FORMAT, Stored, side_codes
 
 SIDE = "compress.codes."
 
@@ -50,8 +50,9 @@ class Store:
         found: dict[str, Tensor] = {}
         if packed:
             parts = self.parts(layer) or []
+            stored = Stored.of(layer, self.plan.layers[layer.name])
             for (key, _, _), piece in zip(parts, split_rows(q, [b - a for _, a, b in parts]), strict=True):
-                found |= FORMAT.tensors(key.removesuffix(".weight"), piece, self._activation(layer), solved.grid)
+                found |= FORMAT.tensors(key.removesuffix(".weight"), piece, stored, solved.grid)
             return {name: pending(tensor) for name, tensor in found.items()}
         codes = {f"{SIDE}{name}": pending(tensor) for name, tensor in side_codes(layer.name, q).items()}
         if layer.expert is not None:
@@ -59,9 +60,6 @@ class Store:
         dense = torch.empty(tuple(self.checkpoint.model.get_parameter(layer.param).shape), dtype=self.dtype)
         write_weight(layer, dense, dequantize(q))
         return {**codes, self.key(layer.param): pending(dense)}
-
-    def _activation(self, layer: LayerRef) -> ActScheme | None:
-        return self.plan.layers[layer.name].activation
 
     def apply(self, solved: Solved, model: nn.Module) -> None:
         """Put the compressed weight into the model, exactly as the final file will be read."""

@@ -38,20 +38,23 @@ class Rules:
         return Scheme("int", bits, group, symmetric, *self.scale_grid(bits, container))
 
 
-def make_plan(
-    recipe: Recipe,
-    structure: Structure,
-    rules: Rules,
-    dtype: str,
-    activation: ActScheme | None = None,
-    mixed: bool = False,
-) -> Plan:
-    """A plan for every weight matrix of the model; kept ones in `dtype`, inputs rounded with `activation`.
+@dataclass(frozen=True)
+class Wishes:
+    """What was decided before the plan. activation: how inputs are rounded. mixed: some layers get eight bits later, so
+    that one scheme must be symmetric. encoder: the model reads whole texts and writes none."""
 
-    mixed: some layers will get eight bits later, so that one scheme must be symmetric.
+    activation: ActScheme | None = None
+    mixed: bool = False
+    encoder: bool = False
+
+
+def make_plan(recipe: Recipe, structure: Structure, rules: Rules, dtype: str, wishes: Wishes | None = None) -> Plan:
+    """A plan for every weight matrix of the model; kept ones in `dtype`.
 
     Raises RecipeError for a scheme that its layers cannot hold.
     """
+    wishes = wishes or Wishes()
+    activation, mixed = wishes.activation, wishes.mixed
     layers = structure.layers
     if not layers:
         raise RecipeError(f"{structure.architecture} has no linear layer inside blocks; there is nothing to quantize")
@@ -78,7 +81,8 @@ def make_plan(
         plans[layer.name] = LayerPlan(
             layer.name, kinds[layer.container], recipe.method, said, dict(recipe.options), activation=rounded
         )
-    for plan in _outside(recipe, structure, dtype, rules.scheme(8, -1, True)):
+    table = _embeddings(recipe, structure, symmetric, wishes)
+    for plan in _outside(recipe, structure, dtype, rules.scheme(8, -1, True), table):
         plans[plan.layer] = plan
     ends = {(layer.container, plans[layer.name].scheme) for layer in all_layers(structure) if layer.block < 0}
     uses = body | {(container, scheme) for container, scheme in ends if scheme.kind == "int"}
@@ -123,21 +127,34 @@ def choose_group(wanted: int | str, layers: tuple[LayerRef, ...], caps: FormatCa
     return -1, f"no group of {', '.join(map(str, caps.auto_groups))} divides every input ({shown}): whole rows"
 
 
-def _outside(recipe: Recipe, structure: Structure, dtype: str, int8: Scheme) -> list[LayerPlan]:
+def _embeddings(recipe: Recipe, structure: Structure, symmetric: bool, wishes: Wishes) -> str:
+    """Why the embedding is int8, empty when it is kept.
+
+    By default it is where it weighs most and costs least, in encoders; and only where servers open it.
+    """
+    if recipe.embeddings == "int8":
+        return "int8 rows, as asked"
+    opens = symmetric and not structure.tied and (wishes.activation is not None or wishes.mixed)
+    if recipe.embeddings == "auto" and wishes.encoder and opens:
+        return "int8 rows: much of an encoder is its embedding (--embeddings keep for servers that want it in 16 bits)"
+    return ""
+
+
+def _outside(recipe: Recipe, structure: Structure, dtype: str, int8: Scheme, table: str) -> list[LayerPlan]:
     dense = Scheme("dense", torch.finfo(getattr(torch, dtype)).bits, -1, True, dtype)
     plans = []
     for layer in structure.outside:
         plans.append(LayerPlan(layer.name, dense, "keep", "outside the blocks: kept"))
     if structure.embedding:
-        chosen = recipe.embeddings == "int8"
-        reason = "int8 rows, as asked" if chosen else "embedding kept (--embeddings int8 shrinks it)"
+        chosen = bool(table)
+        reason = table or "embedding kept (--embeddings int8 shrinks it)"
         plans.append(
             LayerPlan(structure.embedding.name, int8 if chosen else dense, "rtn" if chosen else "keep", reason)
         )
     if structure.head and structure.head.tied_to and not structure.tied:  # marian with two vocabularies
         plans.append(LayerPlan(structure.head.name, dense, "keep", f"tied to {structure.head.tied_to}, which is kept"))
     elif structure.head:
-        chosen = recipe.embeddings == "int8" if structure.tied else recipe.head == "int8"
+        chosen = bool(table) if structure.tied else recipe.head == "int8"
         reason = "tied to the embedding" if structure.tied else "int8 rows, as asked" if chosen else "head kept"
         plans.append(LayerPlan(structure.head.name, int8 if chosen else dense, "rtn" if chosen else "keep", reason))
     return plans

@@ -3,7 +3,7 @@
 Per packed linear (`pack-quantized`): `weight_packed` int32 (O, ceil(I * bits / 32)), `weight_scale` (O, G),
 `weight_shape` (2,) and, for asymmetric schemes, `weight_zero_point` int32 packed along O. Int8 layers whose inputs are
 int8 too (`int-quantized`): `weight` int8 (O, I), `weight_scale` (O, 1) and, for static inputs, `input_scale` (1,) and
-`input_zero_point` (1,) int8. What it cannot hold (gpt2's transposed Conv1D, a tied
+`input_zero_point` (1,) int8; so are int8 embeddings. What it cannot hold (gpt2's transposed Conv1D, a tied
 int8 embedding) is written dense, and its codes go to `compress/codes-*.safetensors` for the formats that can.
 
 Limits come from how transformers 5 opens such a checkpoint, found by loading one:
@@ -26,7 +26,7 @@ from torch import Tensor
 from compress.core.numerics.activation import Grid
 from compress.core.numerics.affine import symmetric_zero
 from compress.core.numerics.packing import pack_int32, pack_zero
-from compress.core.types import ActScheme, FormatCaps, LayerRef, QTensor, Scheme, torch_dtype
+from compress.core.types import ActScheme, FormatCaps, LayerPlan, LayerRef, QTensor, Scheme, torch_dtype
 
 PACKED, INT, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
 
@@ -34,27 +34,34 @@ CAPS = FormatCaps(
     bits=(2, 3, 4, 8),
     auto_groups=(128, 64, 32),
     symmetric_only=frozenset({"experts"}),
-    containers=frozenset({"linear", "experts"}),
+    containers=frozenset({"linear", "experts", "embedding"}),
     notes=("vLLM's kernels take groups of 32, 64 and 128 and whole rows",),
 )
 
 
 @dataclass(frozen=True)
 class Stored:
-    """How one module is stored: its weight's scheme, and that of its input or None."""
+    """How one module is stored: its weight's scheme, that of its input or None, and what kind of module it is."""
 
     scheme: Scheme
     activation: ActScheme | None = None
+    container: str = "linear"
+
+    @classmethod
+    def of(cls, layer: LayerRef, plan: LayerPlan) -> Stored:
+        """How `layer` is stored by `plan`."""
+        return cls(plan.scheme, plan.activation, layer.container)
 
     @property
     def name(self) -> str:
         """Modules of one name share a config group: the dtype of scales is not part of its description."""
-        return f"{self.scheme.name} {self.activation.name if self.activation else ''}"
+        return f"{self.scheme.name} {self.activation.name if self.activation else ''} {self.layout}"
 
     @property
     def layout(self) -> str:
-        """The name of the layout on disk."""
-        return INT if self.activation is not None and self.scheme.bits == 8 else PACKED
+        """The name of the layout on disk. Transformers looks at an embedding's `weight` before it decodes."""
+        plain = self.scheme.bits == 8 and self.scheme.group_size == -1 and self.scheme.symmetric
+        return INT if plain and (self.activation is not None or self.container == "embedding") else PACKED
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,8 @@ class Format:
             return None
         if layer.container not in CAPS.containers:
             return f"compressed-tensors cannot pack a {layer.container} weight"
+        if layer.container == "embedding" and Stored(scheme, None, "embedding").layout != INT:
+            return "transformers opens embeddings of whole symmetric int8 rows only"
         if layer.tied_to is not None:
             return "transformers cannot open a packed weight that is tied"
         if layer.container == "experts" and not scheme.symmetric:
@@ -92,11 +101,11 @@ class Format:
                 return "transformers decodes packed experts with one scheme for the whole model"
         return None
 
-    def tensors(self, name: str, q: QTensor, activation: ActScheme | None, grid: Grid | None) -> dict[str, Tensor]:
-        """The stored tensors of one layer whose module path on disk is `name`. grid: of a static `activation`."""
+    def tensors(self, name: str, q: QTensor, stored: Stored, grid: Grid | None = None) -> dict[str, Tensor]:
+        """The stored tensors of one layer whose module path on disk is `name`. grid: of static inputs."""
         rows, columns = q.codes.shape
         found = {f"{name}.weight_scale": q.scale.to(torch_dtype(q.scheme.scale_dtype))}
-        if Stored(q.scheme, activation).layout == INT:
+        if stored.layout == INT:
             found[f"{name}.weight"] = (q.codes.to(torch.int16) - symmetric_zero(q.scheme)).to(torch.int8)
         else:
             found[f"{name}.weight_packed"] = pack_int32(q.codes, q.scheme.bits)
