@@ -101,7 +101,7 @@ class TuneRecipe(_Settings):
     out: str = Field("", description="output folder; default: MODEL's name and the task")
     task: str = Field("auto", description="what the model is for; auto: its architecture, else the columns")
     columns: dict[str, str] = Field(default_factory=dict, description="role -> column, where usual names do not fit")
-    strict: bool = Field(False, description="refuse broken BIO tags instead of repairing them")
+    strict: bool = Field(False, description="refuse broken rows instead of working around them")
 
     method: str = Field("full", description="how the model is adapted")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the method")

@@ -9,6 +9,9 @@ from compress.commands import _run
 EXAMPLES = _run.epilog(
     "compress tune ./minilm --data reviews.csv                 # columns text and label",
     "compress tune ./bert --data tweets.conll --epochs 5       # words and BIO tags",
+    "compress tune ./bert --data squad.jsonl                   # question, context, answers",
+    "compress tune ./bert --data quiz.csv                      # question, choices, label",
+    "compress tune ./llama --data texts.csv --method lora      # a language model on text, chats, prompt + response",
     "compress tune org/name --data topics/ --out topics-model  # one sub-folder of texts for each class",
     "compress tune ./bert --data pairs.csv --columns text=premise --columns pair=claim",
 )
@@ -31,7 +34,9 @@ def command(
     out: str | None = typer.Option(None, help="Output folder [default: MODEL-TASK]."),
     task: str | None = typer.Option(None, help="What the model is for [default: its class, else the columns]."),
     columns: list[str] | None = _run.COLUMNS,
-    strict: bool = typer.Option(False, "--strict", help="Refuse broken BIO tags instead of repairing them."),
+    strict: bool = typer.Option(
+        False, "--strict", help="Refuse broken rows (BIO tags, answers) instead of mending them."
+    ),
     method: str | None = typer.Option(None, help="full, bitfit, lora ..., see below [default: full]."),
     option: list[str] | None = _run.OPTION,
     crf: bool = typer.Option(False, "--crf", help="Learn which tags follow one another, for taggers."),

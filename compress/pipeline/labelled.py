@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from calibrate.divide import Division, divide
+from calibrate.divide import Division, divide, few_documents
 from calibrate.rows import Table, read_rows
 from compress.core.errors import DataError, ModelError, UsageError
 from compress.core.fingerprint import digest
 from compress.core.registry import load, names
-from compress.core.task import Context, Row, Task
+from compress.core.task import Context, Flaw, Row, Task
+from compress.pipeline.written import documents_of
 from compress.recipe import Recipe
 from compress.train.score import Part
 
@@ -24,7 +25,10 @@ TASK_FILE = Path("compress") / "task.json"
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the user asked for. task: its name or `auto`. columns: role -> column. labels: of the model, () if new."""
+    """What the user asked for. task: its name or `auto`. columns: role -> column. labels: of the model, () if new.
+
+    tokenizer: of the model; its chat template makes texts of conversations.
+    """
 
     data: str
     task: str
@@ -32,11 +36,15 @@ class Wanted:
     seed: int
     strict: bool = False
     labels: tuple[str, ...] = ()
+    tokenizer: Any = None
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Rows of one source, divided. card: plain values for the report. notes: sentences."""
+    """Rows of one source, divided. card: plain values for the report. notes: sentences.
+
+    settings: what all rows together say, for Context.
+    """
 
     task: Task
     rows: tuple[Row, ...]
@@ -45,6 +53,7 @@ class Labelled:
     division: Division
     card: dict[str, Any]
     notes: tuple[str, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def part(self, name: str, context: Context) -> Part:
         """Rows and features of `train`, `validation` or `test`."""
@@ -65,26 +74,38 @@ def choose_task(name: str, architectures: Sequence[str]) -> Task | None:
 
 
 def read_labelled(wanted: Wanted, architectures: Sequence[str]) -> Labelled:
-    """Read, check and divide the rows of `wanted.data`. Raises DataError and UsageError."""
+    """Read, check and divide the rows of `wanted.data`. Raises DataError and UsageError.
+
+    A language model learns classes where the rows have them, else the text.
+    """
     task = choose_task(wanted.task, architectures)
     table = read_rows(wanted.data, tagged=task is not None and task.words)
     if task is None:
         task, table = _task_of_columns(table, wanted)
+    elif task.text and wanted.task == "auto":
+        with suppress(DataError):
+            task, table = _task_of_columns(table, wanted, classes=True)
     return _divided(task, table, wanted)
 
 
 def _divided(task: Task, table: Table, wanted: Wanted) -> Labelled:
+    if task.text:
+        table = documents_of(table, wanted.columns.get("text"), wanted.tokenizer)
     columns = task.columns(table.rows, wanted.columns, table.source)
     texts = task.texts(table.rows, columns, table.source)
     labels = task.labels(table.rows, columns, table.source)
-    rows, mended = task.sound(table.rows, columns)
-    if mended and wanted.strict:
-        raise DataError(f"row {mended[0][0] + 1} of {table.source} has an I- tag that no B- tag begins; mend it, or "
-                        "leave out --strict to have it read as B-")  # fmt: skip
+    rows, flaws = task.sound(table.rows, columns)
+    if flaws and wanted.strict:
+        raise DataError(f"row {flaws[0].row + 1} of {table.source} {task.flaws[flaws[0].kind][1]}")
+    settings, told = task.survey(rows, columns)
     strata = task.strata(rows, columns)
-    division = divide(texts, strata, table.given, wanted.seed)
+    documents = task.documents(rows, columns)
+    division = divide(texts, strata, table.given, wanted.seed, documents)
+    if documents is not None and few_documents(documents) and len(set(documents)) < len(texts):
+        told.append(f"There are {len(set(documents))} different contexts, too few to hold some out: rows of one "
+                    "context are in training and in held-out parts.")  # fmt: skip
     found = task.balance(rows, columns)
-    notes = [*table.notes, *_remarks(division, found, sum(count for _, count in mended))]
+    notes = [*table.notes, *_repairs(task, flaws), *told, *_remarks(division, found)]
     if wanted.labels:
         if unknown := sorted(set(labels) - set(wanted.labels)):
             raise DataError(
@@ -110,16 +131,20 @@ def _divided(task: Task, table: Table, wanted: Wanted) -> Labelled:
         "seed": wanted.seed,
         "digest": digest([texts, strata, division.test]),
     }
-    return Labelled(task, tuple(rows), columns, labels, division, card, tuple(notes))
+    return Labelled(task, tuple(rows), columns, labels, division, card, tuple(notes), settings)
 
 
-def _task_of_columns(table: Table, wanted: Wanted) -> tuple[Task, Table]:
-    """The first task whose columns are all there; a text file may be words with tags."""
+def _task_of_columns(table: Table, wanted: Wanted, classes: bool = False) -> tuple[Task, Table]:
+    """The task whose columns are all there, those that ask for most first; a text file may be words with tags.
+
+    classes: of tasks with classes only. Text alone is no task: it must be asked for, or the model's class name it.
+    """
     there = list(dict.fromkeys(str(key) for row in table.rows[:1000] for key in row))
     if absent := next((column for column in wanted.columns.values() if column not in there), None):
         raise DataError(f"{table.source} has no column {absent!r}; the columns are: {', '.join(there[:20])}")
-    tasks: list[Task] = [task for name in names("task") if (task := load("task", name)).tunable]
-    for task in sorted(tasks, key=lambda task: not task.words):  # words are the more unusual column
+    known: list[Task] = [load("task", name) for name in names("task")]
+    tasks = [t for t in known if t.tunable and not t.text and (t.classes or not classes)]
+    for task in sorted(tasks, key=lambda task: (-task.columns_asked, not task.words)):  # words are the more unusual
         with suppress(DataError):
             task.columns(table.rows, wanted.columns, table.source)
             return task, table
@@ -129,8 +154,13 @@ def _task_of_columns(table: Table, wanted: Wanted) -> tuple[Task, Table]:
     raise DataError(f"no task fits the columns of {table.source}; name one with --task ({', '.join(names('task'))})")
 
 
-def _remarks(division: Division, found: Mapping[str, int], mended: int) -> list[str]:
-    said = [f"{mended} I- tags without a B- before them were read as B-."] if mended else []
+def _repairs(task: Task, flaws: Sequence[Flaw]) -> list[str]:
+    counts = {kind: sum(flaw.count for flaw in flaws if flaw.kind == kind) for kind in task.flaws}
+    return [said.format(count=counts[kind]) for kind, (said, _) in task.flaws.items() if counts[kind]]
+
+
+def _remarks(division: Division, found: Mapping[str, int]) -> list[str]:
+    said = []
     if division.copies:
         other = f", {division.conflicts} of them with another label" if division.conflicts else ""
         said.append(f"{division.copies} rows were left out because an earlier row has the same text{other}.")
@@ -179,17 +209,20 @@ class Found:
     note: str = ""
 
 
-def find_labelled(recipe: Recipe, folder: Path, config: Any) -> Found:
+def find_labelled(recipe: Recipe, folder: Path, config: Any, tokenizer: Any = None) -> Found:
     """The rows to calibrate and judge with: those of --data where they have labels, else those the model was tuned on.
 
     Rows that the model was tuned on are divided as they were then, however they are named. Raises UsageError for a
-    --task without rows, DataError for rows that a task was asked for and that do not fit it.
+    --task without rows, DataError for rows that a task was asked for and that do not fit it. Language models go by
+    text: they have rows here only when they were tuned on them and nothing else was given.
     """
     task = choose_task(recipe.task, config.architectures or [])
     if task is None or recipe.text_column is not None:
         return Found()
     tuned = read_task(folder)
     tuned = tuned if tuned is not None and tuned["task"] == task.name else None
+    if task.text and tuned is None:
+        return Found()
     if recipe.data is None and tuned is None:
         if recipe.task != "auto":
             raise UsageError(f"--task {task.name} needs rows to judge with; give --data")
@@ -204,10 +237,14 @@ def find_labelled(recipe: Recipe, folder: Path, config: Any) -> Found:
         columns=recipe.columns or (tuned["columns"] if tuned is not None and again else {}),
         seed=tuned["seed"] if tuned is not None else recipe.seed,
         labels=tuple(str(config.id2label[n]) for n in sorted(config.id2label)) if task.classes else (),
+        tokenizer=tokenizer,
     )
+    if task.text and not again:
+        return Found()
     try:
         table = read_rows(data, tagged=task.words)
-        task.columns(table.rows, wanted.columns, table.source)
+        if not task.text:
+            task.columns(table.rows, wanted.columns, table.source)
     except DataError:
         if again or recipe.columns or recipe.task != "auto":
             raise

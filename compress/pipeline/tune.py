@@ -90,17 +90,17 @@ def _prepare(recipe: TuneRecipe, hooks: Hooks) -> Prepared:
     config = AutoConfig.from_pretrained(
         opened.folder, local_files_only=True, trust_remote_code=recipe.trust_remote_code
     )
-    wanted = Wanted(recipe.data, recipe.task, recipe.columns, recipe.seed, recipe.strict)
+    tokenizer = inputs.load_tokenizer(opened.folder, recipe.trust_remote_code)
+    wanted = Wanted(recipe.data, recipe.task, recipe.columns, recipe.seed, recipe.strict, tokenizer=tokenizer)
     labelled = read_labelled(wanted, config.architectures or [])
     if not labelled.task.tunable:
         raise UsageError(f"{labelled.task.name} models are measured and quantized here, not tuned")
-    if recipe.resample == "weights" and "label" not in labelled.columns:
+    if recipe.resample == "weights" and not (labelled.task.classes and "label" in labelled.columns):
         raise UsageError(f"--resample weights is for classes of rows; {labelled.task.name} has none")
     if recipe.crf and not labelled.task.words:
         raise UsageError(f"--crf is for tags of words; {labelled.task.name} has none")
-    tokenizer = inputs.load_tokenizer(opened.folder, recipe.trust_remote_code)
     length = min(recipe.max_length, inputs.longest_sequence(config))
-    context = Context(tokenizer, labelled.columns, labelled.labels, length)
+    context = Context(tokenizer, labelled.columns, labelled.labels, length, settings=labelled.settings)
     return Prepared(
         recipe, tuning, opened, config, labelled, context, device.environment(), (*opened.notes, *labelled.notes)
     )
@@ -168,8 +168,8 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
 
 
 def _cut(parts: Sequence[Part], length: int) -> list[str]:
-    cut = sum(feature.truncated for part in parts for feature in part.features)
-    total = sum(len(part.features) for part in parts)
+    cut = sum(len({feature.row for feature in part.features if feature.truncated}) for part in parts)
+    total = sum(len(part.rows) for part in parts)
     return [f"{cut} of {total} rows are longer than {length} tokens and were cut; see --max-length."] if cut else []
 
 

@@ -23,9 +23,9 @@ from transformers.trainer_callback import PrinterCallback
 
 from compress.core.crf import Crf
 from compress.core.errors import DataError, ModelError
-from compress.core.task import Context, Task
+from compress.core.task import TRUTHS, Context, Task
 from compress.recipe import TuneRecipe
-from compress.train.score import Part, score
+from compress.train.score import Part, read_part, score
 
 Report = Callable[[str, int, int], None]  # stage, done, total
 WEIGHTS = "trained.safetensors"
@@ -70,8 +70,13 @@ class _Scored(Trainer):  # type: ignore[misc]
         return found
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        """The model's own loss; with a CRF that of the CRF, with weights of classes the weighted cross entropy."""
-        crf = crf_of(model)
+        """The model's own loss, or the task's; with a CRF that of the CRF, with weights the weighted cross entropy."""
+        crf, task = crf_of(model), self.job.task
+        if task.own_loss:
+            read = {name: tensor for name, tensor in inputs.items() if name not in TRUTHS}
+            outputs = model(**read)
+            loss = task.loss(read_part(task.outputs(outputs, read), read), inputs)
+            return (loss, outputs) if kwargs.get("return_outputs") else loss
         if self.job.settings.weights is None and crf is None:
             return super().compute_loss(model, inputs, *args, **kwargs)
         labels = inputs.pop("labels")
@@ -166,7 +171,7 @@ def train(
         data_collator=lambda features: task.collate(features, context),
         callbacks=[EarlyStoppingCallback(recipe.patience)] if recipe.patience else [],
     )
-    if settings.weights is not None or crf_of(model) is not None:
+    if task.own_loss or settings.weights is not None or crf_of(model) is not None:
         trainer.model_accepts_loss_kwargs = False  # our losses are means of a batch, not of all batches of a step
     trainer.job = _Job(task, context, validation, settings, report)
     trainer.remove_callback(PrinterCallback)
@@ -198,7 +203,7 @@ def _arguments(task: Task, settings: Settings, steps: int) -> Any:
         save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model=task.metrics[0].name,
-        greater_is_better=True,
+        greater_is_better=not task.metrics[0].lower_is_better,
         logging_steps=max(1, steps // 10),
         report_to=[],
         disable_tqdm=True,

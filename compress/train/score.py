@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from compress.core.errors import ModelError
 from compress.core.numerics.bootstrap import Array
-from compress.core.task import Context, Feature, Row, Task
-
-SCORE_BATCH = 32
+from compress.core.task import TRUTHS, Context, Feature, Row, Task
 
 
 @dataclass(frozen=True)
@@ -27,16 +25,14 @@ def score(model: nn.Module, task: Task, context: Context, part: Part) -> Array:
     """The counts (rows, k) of `model` on `part`, see Task.counts. The model is left in eval mode."""
     model.eval()
     device = next(model.parameters()).device
-    order = sorted(range(len(part.features)), key=lambda n: len(part.features[n].inputs["input_ids"]))
+    order = sorted(range(len(part.features)), key=lambda n: part.features[n].shape[::-1])
     found: dict[int, Tensor] = {}
     with torch.inference_mode():
-        for start in range(0, len(order), SCORE_BATCH):
-            numbers = order[start : start + SCORE_BATCH]
+        for start in range(0, len(order), task.score_batch):
+            numbers = order[start : start + task.score_batch]
             features = [part.features[n] for n in numbers]
-            batch = {name: t.to(device) for name, t in task.collate(features, context).items() if name != "labels"}
-            logits = task.outputs(model(**batch)).float().cpu()
-            if logits.ndim > 2:
-                logits = logits[:, -batch["input_ids"].shape[1] :]  # without learned positions before the text
+            batch = {name: t.to(device) for name, t in task.collate(features, context).items() if name not in TRUTHS}
+            logits = read_part(task.outputs(model(**batch), batch), batch).float().cpu()
             if not bool(torch.isfinite(logits).all()):
                 raise ModelError("the model gives NaN or infinity on validation rows; lower --learning-rate")
             found |= {n: unpadded(logits[i], features[i], context) for i, n in enumerate(numbers)}
@@ -44,9 +40,14 @@ def score(model: nn.Module, task: Task, context: Context, part: Part) -> Array:
     return task.counts(task.answers(outputs, part.features, context), part.rows, context)
 
 
+def read_part(outputs: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Outputs (B, L, ...) without the learned positions that some methods put before the text; (B, C) as they are."""
+    return outputs[:, -inputs["input_ids"].shape[-1] :] if outputs.ndim > 2 else outputs
+
+
 def unpadded(output: Tensor, feature: Feature, context: Context) -> Tensor:
     """Output (L, ...) of one feature without the positions that padding added; other shapes as they are."""
-    length = len(feature.inputs["input_ids"])
+    length = feature.shape[-1]
     if output.ndim < 2:
         return output
     return output[-length:] if context.tokenizer.padding_side == "left" else output[:length]

@@ -75,8 +75,9 @@ class FeatureExtraction(Task):
         """Padded by the tokenizer to the longest."""
         return dict(context.tokenizer.pad([f.inputs for f in features], return_tensors="pt"))
 
-    def outputs(self, output: Any) -> Tensor:
+    def outputs(self, output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         """The last hidden states (B, L, D)."""
+        del inputs
         hidden: Tensor = output.last_hidden_state
         return hidden
 

@@ -6,7 +6,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from compress.train.tuning import Ground, Tuning, peft_model, without_fresh_body
+from compress.train.tuning import Ground, Tuning, one_text, peft_model
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Options:
 
 def apply(model: Any, ground: Ground, options: Options) -> Any:
     """The model with learned keys and values."""
-    without_fresh_body(model, ground, "prefix")
+    one_text(model, ground, "prefix")
     made = peft_model(
         model, lambda peft: peft.PrefixTuningConfig(task_type=ground.task, num_virtual_tokens=options.tokens)
     )
