@@ -54,6 +54,7 @@ class QuestionAnswering(Task):
         Field("start", ("answer_start", "start", "start_index", "char_start"), required=False, answer=True),
     )
     metrics = (Metric("f1"), Metric("exact_match"))
+    config: ClassVar = {"num_labels": 2}  # start and end, whatever the checkpoint was before
     flaws: ClassVar = {
         "lost": (
             "The answers of {count} rows are not in their context: not trained on, they count where they are held out.",

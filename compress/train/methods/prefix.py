@@ -36,7 +36,9 @@ def taking_past(model: Any) -> Any:
         return model
 
     def forward(*args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
-        return real(*args, cache=past_key_values, **kwargs)
+        if past_key_values is not None:  # a language model's head hands it on by the new name
+            kwargs["cache"] = past_key_values
+        return real(*args, **kwargs)
 
     body.forward = forward
     return model
