@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,22 +27,25 @@ def apply(model: Any, ground: Ground, options: Options) -> Any:
 
 
 def taking_past(model: Any) -> Any:
-    """The peft model, its body taking `past_key_values`, the name under which peft hands over the prefix.
+    """The peft model, what it hands the prefix to taking `past_key_values`, peft's name for it: the body, or the whole.
 
-    transformers 5.24 calls it `cache` and still takes the old name, but peft 0.21 looks for that in the signature.
+    transformers 5.24 calls it `cache` and still takes the old name, with a warning in whole models, but peft 0.21 looks
+    for that in the body's signature.
     """
     body = model.base_model.get_submodule(model.transformer_backbone_name)
-    real = body.forward
-    if {"cache", "past_key_values"} & inspect.signature(real).parameters.keys() != {"cache"}:
-        return model
+    for module in dict.fromkeys((body, model.base_model)):
+        if {"cache", "past_key_values"} & inspect.signature(module.forward).parameters.keys() == {"cache"}:
+            module.forward = _renaming(module.forward)
+    return model
 
+
+def _renaming(real: Callable[..., Any]) -> Callable[..., Any]:
     def forward(*args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
-        if past_key_values is not None:  # a language model's head hands it on by the new name
+        if past_key_values is not None:  # a whole model hands it on to its body by the new name
             kwargs["cache"] = past_key_values
         return real(*args, **kwargs)
 
-    body.forward = forward
-    return model
+    return forward
 
 
 TUNING = Tuning(apply, Options, 1e-2, "arXiv:2101.00190", "learned keys and values in every block", merges=False)
