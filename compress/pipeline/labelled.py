@@ -129,15 +129,22 @@ def _divided(task: Task, table: Table, wanted: Wanted) -> Labelled:
         "test": len(division.test),
         "labels": found,
         "seed": wanted.seed,
-        "digest": digest([texts, strata, division.test]),
+        "digest": digest([texts, strata, division.test, _truths(task, rows, columns)]),
     }
     return Labelled(task, tuple(rows), columns, labels, division, card, tuple(notes), settings)
+
+
+def _truths(task: Task, rows: Sequence[Row], columns: Mapping[str, str]) -> list[str]:
+    """The answers as text: rows whose answers changed are other rows."""
+    read = [columns[asked.role] for asked in task.fields if asked.answer and asked.role in columns]
+    return [repr([row.get(column) for column in read]) for row in rows]
 
 
 def _task_of_columns(table: Table, wanted: Wanted, classes: bool = False) -> tuple[Task, Table]:
     """The task whose columns are all there, those that ask for most first; a text file may be words with tags.
 
-    classes: of tasks with classes only. Text alone is no task: it must be asked for, or the model's class name it.
+    classes: of tasks with classes only, and a text file is text. Text alone is no task: it must be asked for, or the
+    model's class name it.
     """
     there = list(dict.fromkeys(str(key) for row in table.rows[:1000] for key in row))
     if absent := next((column for column in wanted.columns.values() if column not in there), None):
@@ -148,7 +155,7 @@ def _task_of_columns(table: Table, wanted: Wanted, classes: bool = False) -> tup
         with suppress(DataError):
             task.columns(table.rows, wanted.columns, table.source)
             return task, table
-    if table.format == "txt":
+    if table.format == "txt" and not classes:
         with suppress(DataError):
             return next(task for task in tasks if task.words), read_rows(wanted.data, tagged=True)
     raise DataError(f"no task fits the columns of {table.source}; name one with --task ({', '.join(names('task'))})")

@@ -56,5 +56,8 @@ def _sections(texts: list[str]) -> tuple[list[str], list[str]]:
     parts = split.unique([part for text in texts for part in split.sections(text, target, False)[0]])
     if len(parts) <= len(texts):
         return texts, []
-    said = f"The source has {len(texts)} documents, cut into {len(parts)} sections of about {target} characters."
-    return parts, [said]
+    plural = "s" * (len(texts) > 1)
+    return parts, [
+        f"The source has {len(texts)} document{plural}, cut into {len(parts)} sections of about {target} characters; "
+        "training and held-out text come from the same documents."
+    ]

@@ -118,13 +118,13 @@ def test_answers_are_learned_and_what_was_worked_around_is_said(answering: tuple
 @pytest.mark.parametrize("bits", [8, 4])
 def test_answers_are_judged_on_the_rows_held_out(answering: tuple[Path, RunRecord], bits: int, tmp_path: Path) -> None:
     tuned, before = answering
-    record = shrink(tuned, tmp_path / "small", bits=bits)
+    record = shrink(tuned, tmp_path / "small", bits=bits, verify=bits == 8)
     for name in ("f1", "exact_match"):
         assert figure(record, name, "original") == pytest.approx(figure(before, name, tuned), abs=1e-9)
         change = figure(record, name, tmp_path / "small") - figure(record, name, "original")
         assert figure(record, f"{name}_change", tmp_path / "small") == pytest.approx(change, abs=1e-9)
     assert 0 <= figure(record, "kl", tmp_path / "small") < (0.01 if bits == 8 else 0.5)
-    assert [v["passed"] for v in record.verified] if isinstance(record.verified[0], dict) else record.verified
+    assert len(record.verified) == (2 if bits == 8 else 0)  # a failing one is an error
 
 
 def test_broken_answers_are_refused_when_asked(bert: Path, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_choices_are_learned_judged_and_padding_is_in_no_statistic(bert: Path, t
     assert figure(record, "accuracy", out) > 0.6
     assert transformers.AutoConfig.from_pretrained(out).architectures == ["BertForMultipleChoice"]
     for bits in (8, 4):
-        small = shrink(out, tmp_path / f"small{bits}", bits=bits)
+        small = shrink(out, tmp_path / f"small{bits}", bits=bits, verify=bits == 8)
         assert figure(small, "accuracy", "original") == figure(record, "accuracy", out)
         assert abs(figure(small, "accuracy_change", tmp_path / f"small{bits}")) < 0.2
         assert figure(small, "kl", tmp_path / f"small{bits}") < (0.01 if bits == 8 else 0.5)
@@ -209,7 +209,7 @@ def own_perplexity(model: Any, folder: Path, record: RunRecord, data: Path) -> f
 
 @pytest.mark.parametrize("method", ["lora", "dora", "ia3", "prefix", "prompt", "p-tuning"])
 def test_language_models_by_every_method(method: str, lm: Path, tmp_path: Path) -> None:
-    options = {"tokens": 4} if method in ("prompt", "prefix", "p-tuning") else {}
+    options = {"tokens": 4} if method in ("prompt", "p-tuning", "prefix") else {}
     data = write_text(tmp_path / "texts.csv", 40)
     record = run(lm, data, tmp_path / "out", method=method, options=options, learning_rate=None, epochs=4)
     losses = [line["loss"] for line in record.training["lines"] if "loss" in line]
@@ -246,3 +246,38 @@ def test_columns_tell_the_task(tmp_path: Path) -> None:
     assert told([{"text": "lamp N", "label": "a"}, {"text": "sea N", "label": "b"}], llama) == "text-classification"
     assert told([{"question": "which N?", "context": "six of N", "answer": "six"}], llama) == "causal-lm"
     assert told([{"prompt": "which N?", "response": "six"}], llama) == "causal-lm"
+
+
+def test_a_text_file_is_cut_into_sections_for_a_language_model(tmp_path: Path) -> None:
+    file = tmp_path / "book.txt"
+    file.write_text(
+        "\n\n".join(f"On day {n} the {WORDS[n % 8]} was open. It rained." for n in range(300)), encoding="utf-8"
+    )
+    wanted = Wanted(str(file), "auto", {}, 0, tokenizer=tiny_tokenizer())
+    labelled = read_labelled(wanted, ["GPT2LMHeadModel"])
+    assert labelled.task.name == "causal-lm"
+    assert len(labelled.rows) > 20
+    assert any("cut into" in note for note in labelled.notes)
+    again = read_labelled(
+        Wanted(str(file), "auto", labelled.columns, 0, tokenizer=tiny_tokenizer()), ["GPT2LMHeadModel"]
+    )
+    assert again.card["digest"] == labelled.card["digest"]
+
+
+def test_conversations_are_written_by_the_template(tmp_path: Path) -> None:
+    file = tmp_path / "chat.jsonl"
+    rows = [{"prompt": f"lamp {n}?", "response": "six"} for n in range(24)]
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    labelled = read_labelled(Wanted(str(file), "causal-lm", {}, 0, tokenizer=tiny_tokenizer()), [])
+    assert labelled.columns == {"text": "prompt + response"}
+    assert labelled.rows[3]["prompt + response"] == "<s>user\nlamp 3?</s>\n<s>assistant\nsix</s>\n"
+    again = Wanted(str(file), "causal-lm", labelled.columns, 0, tokenizer=tiny_tokenizer())
+    assert read_labelled(again, []).card["digest"] == labelled.card["digest"]
+
+
+def test_other_answers_are_other_rows(tmp_path: Path) -> None:
+    data = write_places(tmp_path / "p.jsonl", 30)
+    before = read_labelled(Wanted(str(data), "auto", {}, 0), []).card["digest"]
+    text = data.read_text(encoding="utf-8")
+    data.write_text(text.replace('"text": ["Rome"]', '"text": ["in Rome"]', 1), encoding="utf-8")
+    assert read_labelled(Wanted(str(data), "auto", {}, 0), []).card["digest"] != before
