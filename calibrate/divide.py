@@ -27,9 +27,12 @@ class Division:
     conflicts: int = 0
 
 
-def divide(texts: Sequence[str], strata: Sequence[str], given: Sequence[str], seed: int) -> Division:
+def divide(
+    texts: Sequence[str], strata: Sequence[str], given: Sequence[str], seed: int, documents: Sequence[str] | None = None
+) -> Division:
     """Divide rows by their `texts`; the rows of each of `strata` (label, or all alike) in the same shares.
 
+    documents: what each row is about, where several may be about one; those stay together, if there are LEAST of them.
     given: a split per row where the data has its own, "" elsewhere. Parts that the data names are taken as they are;
     missing ones are cut from `train`. Raises DataError for too few rows.
     """
@@ -41,12 +44,13 @@ def divide(texts: Sequence[str], strata: Sequence[str], given: Sequence[str], se
     kept = sorted(first.values())
     if len(kept) < LEAST:
         raise DataError(f"the data has {len(kept)} different rows; give {LEAST} or more, some of them are held out")
+    about = texts if documents is None or few_documents(documents) else documents
     parts: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
     for number in kept:
         parts[given[number] or "train"].append(number)
     for name, share in (("test", TEST), ("validation", VALIDATION)):
         if not parts[name]:
-            taken = _cut(parts["train"], strata, share, seed + (name == "test"))
+            taken = _cut(parts["train"], (strata, about), share, seed + (name == "test"))
             parts[name] = taken
             parts["train"] = sorted(set(parts["train"]) - set(taken))
     for name, rows in parts.items():
@@ -56,15 +60,27 @@ def divide(texts: Sequence[str], strata: Sequence[str], given: Sequence[str], se
     return Division(train, validation, test, len(texts) - len(kept), conflicts)
 
 
-def _cut(rows: Sequence[int], strata: Sequence[str], share: float, seed: int) -> list[int]:
-    """About `share` of the rows of each stratum; a stratum of one row gives none."""
+def few_documents(documents: Sequence[str]) -> bool:
+    """Whether there are too few to hold some out."""
+    return len(set(documents)) < LEAST
+
+
+def _cut(rows: Sequence[int], keys: tuple[Sequence[str], Sequence[str]], share: float, seed: int) -> list[int]:
+    """About `share` of the documents of each stratum, all rows of each; a stratum of one gives none.
+
+    keys: stratum and document of each row; a document belongs to the stratum of its first row.
+    """
     draw = np.random.default_rng(seed)
+    strata, about = keys
     groups: dict[str, list[int]] = {}
+    of: dict[str, list[int]] = {}
     for number in rows:
-        groups.setdefault(strata[number], []).append(number)
+        if about[number] not in of:
+            groups.setdefault(strata[number], []).append(number)
+        of.setdefault(about[number], []).append(number)
     taken: list[int] = []
     for name in sorted(groups):
         members = draw.permutation(groups[name]).tolist()
         count = max(1, round(share * len(members))) if len(members) > 1 else 0
-        taken += members[:count]
+        taken += [row for number in members[:count] for row in of[about[number]]]
     return taken

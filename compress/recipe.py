@@ -131,7 +131,7 @@ class TuneRecipe(_Settings):
     split: str = Field("", description="NAME of a split to divide, or train=NAME,validation=NAME,test=NAME")
     filter: list[str] = Field(default_factory=list, description="column=value, column!=value, column~text; all hold")
     select: str = Field("", description="rows used: 500 drawn by the seed, or a slice :500 or 100:600")
-    strict: bool = Field(False, description="refuse broken BIO tags instead of repairing them")
+    strict: bool = Field(False, description="refuse broken rows instead of working around them")
 
     method: str = Field("full", description="how the model is adapted")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the method")

@@ -9,6 +9,9 @@ from compress.commands import _run
 EXAMPLES = _run.epilog(
     "compress tune ./minilm --data reviews.csv                 # columns text and label",
     "compress tune ./bert --data tweets.conll --epochs 5       # words and BIO tags",
+    "compress tune ./bert --data squad.jsonl                   # question, context, answers",
+    "compress tune ./bert --data quiz.csv                      # question, choices, label",
+    "compress tune ./llama --data texts.csv --method lora      # a language model on text, chats, prompt + response",
     "compress tune org/name --data topics/ --out topics-model  # one sub-folder of texts for each class",
     "compress tune ./bert --data pairs.csv --columns text=premise --columns pair=claim",
     "compress tune ./minilm --data pairs.csv --task feature-extraction    # an embedder: query and passage",
@@ -39,7 +42,9 @@ def command(
     split: str | None = _run.SPLIT,
     filter: list[str] | None = _run.FILTER,
     select: str | None = _run.SELECT,
-    strict: bool = typer.Option(False, "--strict", help="Refuse broken BIO tags instead of repairing them."),
+    strict: bool = typer.Option(
+        False, "--strict", help="Refuse broken rows (BIO tags, answers) instead of mending them."
+    ),
     method: str | None = typer.Option(None, help="full, bitfit, lora ..., see below [default: full]."),
     option: list[str] | None = _run.OPTION,
     crf: bool = typer.Option(False, "--crf", help="Learn which tags follow one another, for taggers."),

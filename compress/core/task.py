@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 IGNORED = -100  # the label of positions that are not scored: torch's own convention
+TRUTHS = ("labels", "start_positions", "end_positions")  # inputs of a batch that are answers, not read
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Metric:
 
     name: str
     unit: str = "fraction"
+    lower_is_better: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Context:
     """What rows are read with. columns: role -> column. labels: names by class number, () where a task has none.
 
     max_length: tokens that the model takes. decode: scores (n, C) of a row's words -> their classes together, where the
-    model has something better than the best of each. settings: what the task has read from the model's folder.
+    model has something better than the best of each. settings: what the task has read from the model's folder, and
+    what all rows together told it.
     """
 
     tokenizer: Any
@@ -64,14 +67,31 @@ class Context:
 class Feature:
     """Model inputs of one row, or of one window of it: names -> ids, `labels` included.
 
-    row: number of the row. units: what each scored position stands for (the number of the word, say).
-    truncated: a part of the row did not fit.
+    Ids are a list, or where a row is several texts a list of lists of one length. row: number of the row. units: what
+    each scored position stands for (the number of the word, say). spans: first and last character + 1 of what each
+    position stands for, None where that is no text of the row. truncated: a part of the row did not fit.
     """
 
     inputs: dict[str, Any]
     row: int
     units: tuple[int, ...] = ()
     truncated: bool = False
+    spans: tuple[tuple[int, int] | None, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(L,) of the ids, (C, L) of several texts."""
+        ids = self.inputs["input_ids"]
+        return (len(ids), len(ids[0])) if ids and isinstance(ids[0], list) else (len(ids),)
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """Something in a row that was worked around. kind: one of Task.flaws. count: how often it is there."""
+
+    row: int
+    kind: str
+    count: int = 1
 
 
 class Task(ABC):
@@ -80,13 +100,21 @@ class Task(ABC):
     name: ClassVar[str]
     auto: ClassVar[str]  # the AutoModel class of transformers
     peft: ClassVar[str]  # peft's name of the task
-    architecture: ClassVar[str] = ""  # how the names of its model classes end; empty where the class does not tell
+    architecture: ClassVar[str | tuple[str, ...]] = ()  # how names of its model classes end; () where they do not tell
     fields: ClassVar[tuple[Field, ...]]
-    metrics: ClassVar[tuple[Metric, ...]]  # the first one is what tuning maximises, see `aim`
+    metrics: ClassVar[tuple[Metric, ...]]  # the first one says which checkpoint is best, see `aim`
+    flaws: ClassVar[Mapping[str, tuple[str, str]]] = {}  # kind -> what was done with {count}, what --strict says
     config: ClassVar[dict[str, Any]] = {}  # of a new head, beside its labels
     classes: ClassVar[bool] = True  # the model's outputs are scores of classes, named in its config
     words: ClassVar[bool] = False  # a row is words with a tag each
+    text: ClassVar[bool] = False  # a row is a document without an answer
     tunable: ClassVar[bool] = True
+    score_batch: ClassVar[int] = 32  # features scored at once
+
+    @property
+    def columns_asked(self) -> int:
+        """How many columns there must be: where several tasks fit a file, the one that asks for most is meant."""
+        return sum(asked.required for asked in self.fields)
 
     def columns(self, rows: Sequence[Row], given: Mapping[str, str], source: str) -> dict[str, str]:
         """role -> column name: what the user named, else the first usual name that is there.
@@ -121,15 +149,25 @@ class Task(ABC):
         read = [columns[f.role] for f in self.fields if f.role in columns and not f.answer]
         return [" ".join(text_of(row, column, n, source) for column in read) for n, row in enumerate(rows)]
 
+    def documents(self, rows: Sequence[Row], columns: Mapping[str, str]) -> list[str] | None:
+        """What several rows may be about: rows with the same are in one part of the data. None: nothing is shared."""
+        del rows, columns
+        return None
+
     def strata(self, rows: Sequence[Row], columns: Mapping[str, str]) -> list[str]:
         """A group for each row; every part of the data gets the same share of each."""
         del columns
         return [""] * len(rows)
 
-    def sound(self, rows: Sequence[Row], columns: Mapping[str, str]) -> tuple[list[Row], list[tuple[int, int]]]:
-        """Rows with mended answers, and (row number, how many were mended) of those where it was needed."""
+    def sound(self, rows: Sequence[Row], columns: Mapping[str, str]) -> tuple[list[Row], list[Flaw]]:
+        """Rows with mended answers, and where that was needed."""
         del columns
         return list(rows), []
+
+    def survey(self, rows: Sequence[Row], columns: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+        """What only all rows together tell: settings for Context, sentences for the report. rows: sound ones."""
+        del rows, columns
+        return {}, []
 
     @abstractmethod
     def labels(self, rows: Sequence[Row], columns: Mapping[str, str], source: str) -> tuple[str, ...]:
@@ -157,20 +195,35 @@ class Task(ABC):
         del folder
         return {}
 
-    def outputs(self, output: Any) -> Tensor:
-        """What answers are made from, (B, ...), of a model's output."""
+    def outputs(self, output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What answers are made from, (B, ...), of a model's output for `inputs`."""
+        del inputs
         logits: Tensor = output.logits
         return logits
+
+    def run(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """`outputs` of a batch without its truths, and without positions that some methods put before the text."""
+        read = {name: tensor for name, tensor in batch.items() if name not in TRUTHS}
+        return read_part(self.outputs(model(**read), read), read)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor], context: Context) -> Tensor | None:
         """The loss of a batch of whole examples, with gradients; None: the model's own loss is what is trained."""
         del model, batch, context
         return None
 
-    def aim(self, context: Context) -> str:
-        """The figure that tuning maximises."""
+    def aim(self, context: Context) -> Metric:
+        """The figure that says which checkpoint is best."""
         del context
-        return self.metrics[0].name
+        return self.metrics[0]
+
+    def compared(self, output: Tensor, feature: Feature) -> Tensor | None:
+        """(n, C): logits of a feature whose distributions KL compares; None where there are none. output: its own."""
+        if not self.classes:
+            return None
+        if output.ndim == 1:
+            return output[None]
+        labels: Any = feature.inputs.get("labels")
+        return output[[n for n, truth in enumerate(labels) if truth != IGNORED]] if isinstance(labels, list) else output
 
     @abstractmethod
     def answers(self, outputs: Sequence[Tensor], features: Sequence[Feature], context: Context) -> list[Any]:
@@ -188,6 +241,11 @@ class Task(ABC):
         """How often each label occurs; {} where that says nothing."""
         del rows, columns
         return {}
+
+
+def read_part(outputs: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Outputs (B, L, ...) without the learned positions that some methods put before the text; (B, C) as they are."""
+    return outputs[:, -inputs["input_ids"].shape[-1] :] if outputs.ndim > 2 else outputs
 
 
 def text_of(row: Row, column: str, number: int, source: str = "the data") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -80,6 +81,7 @@ class Collecting:
     def __init__(self, block: BlockRef, make: MakeCollector, writers: Writers | None = None) -> None:
         self.block = block
         self.writers = writers
+        self.mask: Tensor | None = None  # (rows, L) of the batch that runs: what is not padding; None: everything
         self._make = make
         self._left: dict[str, int] | None = None
         self._by_layer: dict[str, Collector] = {}
@@ -126,7 +128,7 @@ class Collecting:
         if layer.name not in self._owner:
             self._hold(layer.name, x)
         elif self._owner[layer.name] == layer.name:
-            self._by_layer[layer.name].add(x, weight)
+            self._by_layer[layer.name].add(self._text(x), None if weight is None else self._text(weight, 0))
         if weight is None:
             self._seen(layer)
 
@@ -142,8 +144,14 @@ class Collecting:
         rows = x.reshape(-1, x.shape[-1])
         identity = (rows.data_ptr(), tuple(rows.shape), rows.stride(), rows._version)
         if identity not in self._kept:
-            self._kept[identity] = (rows, rows.clone())
+            self._kept[identity] = (rows, self._text(rows).clone())
         self._held[name].append(identity)
+
+    def _text(self, x: Tensor, last: int = 1) -> Tensor:
+        """Without padding: (n, I) of x (..., I), with last=0 (n,) of x (...,). What has other tokens stays as it is."""
+        if self.mask is None or math.prod(x.shape[: x.dim() - last]) != self.mask.numel():
+            return x
+        return x.reshape(-1, *x.shape[x.dim() - last :])[self.mask.reshape(-1)]
 
     def _settle(self) -> None:
         """Give every distinct list of inputs one collector, and add what was held."""

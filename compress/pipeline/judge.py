@@ -15,7 +15,7 @@ from compress.core.safetensors_file import pending, write_file
 from compress.core.types import Measurement, Structure, TokenSet
 from compress.measure.quality import DocumentScore, HiddenScore, score_chunk, score_hidden, summarise, summarise_hidden
 from compress.pipeline.outside import Outside, Which
-from compress.pipeline.replay import Replay, Trace
+from compress.pipeline.replay import Replay, Trace, text_mask
 from compress.pipeline.stream import Streams
 from compress.pipeline.task_text import TaskScores, TaskText
 
@@ -81,7 +81,7 @@ def judge_task(
             outputs: dict[int, Tensor] = {}
             with outside.installed(which, vocabulary=False):
                 for batch, trace in zip(text.heldout_batches, traces, strict=True):
-                    logits = text.task.outputs(replay.finish(trace)).float()
+                    logits = text.task.outputs(replay.finish(trace), trace.inputs).float()
                     outputs |= {number: logits[i].clone() for i, number in enumerate(batch)}
             found.append(outputs)
     return TaskScores(text, found[0], found[1]).measurements(subject)
@@ -127,7 +127,10 @@ def _hidden(structure: Structure, streams: Streams, subject: str, heldout: Token
     scores: list[HiddenScore] = []
     documents = iter(heldout.documents)
     for original, compressed in zip(streams.original, streams.compressed, strict=True):
-        for a, b in zip(original.hidden[stack], compressed.hidden[stack], strict=True):
+        mask = text_mask(original)
+        for n, (a, b) in enumerate(zip(original.hidden[stack], compressed.hidden[stack], strict=True)):
+            if mask is not None and mask.shape[1] == len(a):
+                a, b = a[mask[n]], b[mask[n]]
             scores.append(score_hidden(next(documents), a, b))
     return summarise_hidden(scores, subject)
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from calibrate.choose import Choice
-from calibrate.divide import Division, divide
+from calibrate.divide import Division, divide, few_documents
 from calibrate.rows import Table, read_rows
 from compress.core.errors import DataError, ModelError, UsageError
 from compress.core.fingerprint import digest
 from compress.core.registry import load, names
-from compress.core.task import Context, Row, Task
+from compress.core.task import Context, Flaw, Row, Task
+from compress.pipeline.written import documents_of
 from compress.recipe import Recipe, TuneRecipe
 from compress.train.score import Part
 
@@ -28,6 +29,7 @@ class Wanted:
     """What the user asked for. task: its name or `auto`. columns: role -> column. labels: of the model, () if new.
 
     choice: which of the rows. head: labels of the head that the model has, kept where the rows have no other ones.
+    tokenizer: of the model; its chat template makes texts of conversations.
     """
 
     data: str
@@ -38,6 +40,7 @@ class Wanted:
     labels: tuple[str, ...] = ()
     choice: Choice = field(default_factory=Choice)
     head: tuple[str, ...] = ()
+    tokenizer: Any = None
 
     def read(self, tagged: bool) -> Table:
         """The rows of the source, those of `choice`. Raises DataError and RecipeError."""
@@ -51,7 +54,10 @@ def choice_of(recipe: Recipe | TuneRecipe) -> Choice:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Rows of one source, divided. card: plain values for the report. notes: sentences."""
+    """Rows of one source, divided. card: plain values for the report. notes: sentences.
+
+    settings: what all rows together say, for Context.
+    """
 
     task: Task
     rows: tuple[Row, ...]
@@ -60,6 +66,7 @@ class Labelled:
     division: Division
     card: dict[str, Any]
     notes: tuple[str, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def part(self, name: str, context: Context) -> Part:
         """Rows and features of `train`, `validation` or `test`."""
@@ -94,28 +101,40 @@ def names_of(config: Any) -> tuple[str, ...]:
 
 
 def read_labelled(wanted: Wanted, architectures: Sequence[str]) -> Labelled:
-    """Read, check and divide the rows of `wanted.data`. Raises DataError and UsageError."""
+    """Read, check and divide the rows of `wanted.data`. Raises DataError and UsageError.
+
+    A language model learns classes where the rows have them, else the text.
+    """
     task = choose_task(wanted.task, architectures)
     table = wanted.read(tagged=task is not None and task.words)
     if task is None:
         task, table = _task_of_columns(table, wanted)
+    elif task.text and wanted.task == "auto":
+        with suppress(DataError):
+            task, table = _task_of_columns(table, wanted, classes=True)
     return _divided(task, table, wanted)
 
 
 def _divided(task: Task, table: Table, wanted: Wanted) -> Labelled:
     # rows are counted as they were chosen
     called = f"the chosen rows of {table.source}" if wanted.choice != Choice() else table.source
+    if task.text:
+        table = documents_of(table, wanted.columns.get("text"), wanted.tokenizer)
     columns = task.columns(table.rows, wanted.columns, table.source)
     texts = task.texts(table.rows, columns, called)
     labels = task.labels(table.rows, columns, called)
-    rows, mended = task.sound(table.rows, columns)
-    if mended and wanted.strict:
-        raise DataError(f"row {mended[0][0] + 1} of {called} has an I- tag that no B- tag begins; mend it, or "
-                        "leave out --strict to have it read as B-")  # fmt: skip
+    rows, flaws = task.sound(table.rows, columns)
+    if flaws and wanted.strict:
+        raise DataError(f"row {flaws[0].row + 1} of {called} {task.flaws[flaws[0].kind][1]}")
+    settings, told = task.survey(rows, columns)
     strata = task.strata(rows, columns)
-    division = divide(texts, strata, table.given, wanted.seed)
+    documents = task.documents(rows, columns)
+    division = divide(texts, strata, table.given, wanted.seed, documents)
+    if documents is not None and few_documents(documents) and len(set(documents)) < len(texts):
+        told.append(f"There are {len(set(documents))} different contexts, too few to hold some out: rows of one "
+                    "context are in training and in held-out parts.")  # fmt: skip
     found = task.balance(rows, columns)
-    notes = [*table.notes, *_remarks(division, found, sum(count for _, count in mended))]
+    notes = [*table.notes, *_repairs(task, flaws), *told, *_remarks(division, found)]
     if wanted.labels:
         if unknown := sorted(set(labels) - set(wanted.labels)):
             raise DataError(
@@ -144,30 +163,50 @@ def _divided(task: Task, table: Table, wanted: Wanted) -> Labelled:
         "test": len(division.test),
         "labels": found,
         "seed": wanted.seed,
-        "digest": digest([texts, strata, division.test, *([wanted.choice.card()] if wanted.choice.card() else [])]),
+        "digest": digest([texts, strata, division.test, _truths(task, rows, columns), wanted.choice.card() or {}]),
     }
-    return Labelled(task, tuple(rows), columns, labels, division, card, tuple(notes))
+    return Labelled(task, tuple(rows), columns, labels, division, card, tuple(notes), settings)
 
 
-def _task_of_columns(table: Table, wanted: Wanted) -> tuple[Task, Table]:
-    """The first task whose columns are all there; a text file may be words with tags."""
+def _truths(task: Task, rows: Sequence[Row], columns: Mapping[str, str]) -> list[str]:
+    """The answers as text: rows whose answers changed are other rows."""
+    read = [columns[asked.role] for asked in task.fields if asked.answer and asked.role in columns]
+    return [repr([row.get(column) for column in read]) for row in rows]
+
+
+def _task_of_columns(table: Table, wanted: Wanted, classes: bool = False) -> tuple[Task, Table]:
+    """The task whose columns are all there, those that ask for most first; a text file may be words with tags.
+
+    classes: of tasks with classes only, and a text file is text. Text alone is no task: it must be asked for, or the
+    model's class name it.
+    """
     there = list(dict.fromkeys(str(key) for row in table.rows[:1000] for key in row))
     if absent := next((column for column in wanted.columns.values() if column not in there), None):
         raise DataError(f"{table.source} has no column {absent!r}; the columns are: {', '.join(there[:20])}")
-    tasks: list[Task] = [task for name in names("task") if (task := load("task", name)).tunable]
-    # words are the most unusual column; a task that finds its answers too is surer than one of texts alone
-    for task in sorted(tasks, key=lambda task: (not task.words, not any(f.answer and f.required for f in task.fields))):
+    known: list[Task] = [load("task", name) for name in names("task")]
+    tasks = [t for t in known if t.tunable and not t.text and (t.classes or not classes)]
+    # what asks for most is surest, then what finds its answers too; words are the most unusual column
+    for task in sorted(tasks, key=lambda task: (-task.columns_asked, not _answered(task), not task.words)):
         with suppress(DataError):
             task.columns(table.rows, wanted.columns, table.source)
             return task, table
-    if table.format == "txt":
+    if table.format == "txt" and not classes:
         with suppress(DataError):
             return next(task for task in tasks if task.words), wanted.read(tagged=True)
     raise DataError(f"no task fits the columns of {table.source}; name one with --task ({', '.join(names('task'))})")
 
 
-def _remarks(division: Division, found: Mapping[str, int], mended: int) -> list[str]:
-    said = [f"{mended} I- tags without a B- before them were read as B-."] if mended else []
+def _repairs(task: Task, flaws: Sequence[Flaw]) -> list[str]:
+    counts = {kind: sum(flaw.count for flaw in flaws if flaw.kind == kind) for kind in task.flaws}
+    return [said.format(count=counts[kind]) for kind, (said, _) in task.flaws.items() if counts[kind]]
+
+
+def _answered(task: Task) -> bool:
+    return any(field.answer and field.required for field in task.fields)
+
+
+def _remarks(division: Division, found: Mapping[str, int]) -> list[str]:
+    said = []
     if division.copies:
         other = f", {division.conflicts} of them with another label" if division.conflicts else ""
         said.append(f"{division.copies} rows were left out because an earlier row has the same text{other}.")
@@ -220,11 +259,12 @@ class Found:
     note: str = ""
 
 
-def find_labelled(recipe: Recipe, folder: Path, config: Any) -> Found:
+def find_labelled(recipe: Recipe, folder: Path, config: Any, tokenizer: Any = None) -> Found:
     """The rows to calibrate and judge with: those of --data where they have labels, else those the model was tuned on.
 
     Rows that the model was tuned on are divided as they were then, however they are named. Raises UsageError for a
-    --task without rows, DataError for rows that a task was asked for and that do not fit it.
+    --task without rows, DataError for rows that a task was asked for and that do not fit it. Language models go by
+    text: they have rows here only when they were tuned on them and nothing else was given.
     """
     tuned = read_task(folder)
     task = choose_task(recipe.task, config.architectures or [])
@@ -236,6 +276,8 @@ def find_labelled(recipe: Recipe, folder: Path, config: Any) -> Found:
             raise UsageError("--split, --filter and --select are for rows of a task; give --task, or leave them out")
         return Found()
     tuned = tuned if tuned is not None and tuned["task"] == task.name else None
+    if task.text and tuned is None:
+        return Found()
     if recipe.data is None and tuned is None:
         if recipe.task != "auto" or choice != Choice():
             asked = f"--task {task.name}" if recipe.task != "auto" else "--split, --filter or --select"
@@ -252,10 +294,14 @@ def find_labelled(recipe: Recipe, folder: Path, config: Any) -> Found:
         seed=tuned["seed"] if tuned is not None else recipe.seed,
         labels=names_of(config) if task.classes else (),
         choice=choice if choice != Choice() or tuned is None or not again else tuned["choice"],
+        tokenizer=tokenizer,
     )
+    if task.text and not again:
+        return Found()
     try:
         table = wanted.read(tagged=task.words)
-        task.columns(table.rows, wanted.columns, table.source)
+        if not task.text:
+            task.columns(table.rows, wanted.columns, table.source)
     except DataError:
         if again or recipe.columns or recipe.task != "auto" or choice != Choice():
             raise

@@ -244,7 +244,7 @@ def _data(recipe: Recipe, opened: Opened, checkpoint: Checkpoint) -> tuple[Prepa
     """Token sets, and the same as rows of a task where the model has one and the data has labels for it."""
     tokenizer = inputs.load_tokenizer(opened.folder, recipe.trust_remote_code)
     limit = inputs.longest_sequence(checkpoint.config)
-    found = find_labelled(recipe, opened.folder, checkpoint.config)
+    found = find_labelled(recipe, opened.folder, checkpoint.config, tokenizer)
     if (labelled := found.labelled) is not None:
         crf = read_crf(opened.folder, labelled.labels) if labelled.task.words else None
         context = Context(
@@ -253,11 +253,13 @@ def _data(recipe: Recipe, opened: Opened, checkpoint: Checkpoint) -> tuple[Prepa
             labelled.labels,
             min(found.max_length, limit),
             crf.decode if crf is not None else None,
-            labelled.task.settings(opened.folder),
+            {**labelled.task.settings(opened.folder), **labelled.settings},
         )
-        held = EVAL_ROWS if recipe.eval_samples is None else recipe.eval_samples
+        held = EVAL_DOCUMENTS if labelled.task.text else EVAL_ROWS
+        held = held if recipe.eval_samples is None else recipe.eval_samples
         text = task_text(labelled, context, recipe.samples * recipe.seq_len, held, recipe.seed)
-        return prepared(text, labelled, context.max_length), text
+        made = prepared(text, labelled, context.max_length)
+        return made, None if labelled.task.text else text  # language models are judged by their text
     settings = DataSettings(
         data=recipe.data,
         text_column=recipe.text_column,

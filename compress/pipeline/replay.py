@@ -43,6 +43,12 @@ class Trace:
     stored: dict[str, Tensor] = field(default_factory=dict)
 
 
+def text_mask(trace: Trace) -> Tensor | None:
+    """(rows, L) bool: which positions of the flattened batch are text and not padding; None where all are."""
+    mask = trace.inputs.get("attention_mask")
+    return None if mask is None else mask.reshape(-1, mask.shape[-1]).bool()
+
+
 class Replay:
     """Drives `model` block by block. Use as a context manager: forwards are patched inside, restored outside."""
 

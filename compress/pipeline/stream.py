@@ -37,7 +37,7 @@ from compress.pipeline.acting import Acting
 from compress.pipeline.collect import Collecting, MakeCollector, collecting
 from compress.pipeline.finished import Finished
 from compress.pipeline.outside import Outside
-from compress.pipeline.replay import Replay, Trace
+from compress.pipeline.replay import Replay, Trace, text_mask
 from compress.pipeline.solve import Job, Solved, solve
 from compress.pipeline.store import Store
 from compress.pipeline.writers import Drift, Writers
@@ -179,8 +179,9 @@ class Stream:
         with work.around(), collecting(model, step, self.make, writers) as gathered, finished.playing():
             for number, trace in enumerate(work.calibration):
                 finished.batch = number
+                gathered.mask = text_mask(trace)
                 if writers is not None:
-                    writers.batch(number)
+                    writers.batch(number, gathered.mask)
                 work.replay.visit(trace, step.index)
         return gathered
 
@@ -240,10 +241,12 @@ def hidden_error(streams: Streams, stack: str) -> tuple[float, float]:
     tokens = 0
     for original, compressed in zip(streams.original, streams.compressed, strict=True):
         a, b = original.hidden[stack], compressed.hidden[stack]
+        if (mask := text_mask(original)) is not None and mask.shape == a.shape[:2]:
+            a, b = a[mask], b[mask]
         off += float((a - b).square().sum(dtype=torch.float64))
         norm += float(a.square().sum(dtype=torch.float64))
         cosine += float(torch.nn.functional.cosine_similarity(a, b, dim=-1).sum(dtype=torch.float64))
-        tokens += a.shape[0] * a.shape[1]
+        tokens += a.numel() // a.shape[-1]
     return (off / norm, cosine / tokens) if tokens and norm else (float("nan"), float("nan"))
 
 

@@ -9,7 +9,6 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from calibrate.data import PreparedData
 from compress.core.errors import DataError
 from compress.core.numerics.bootstrap import Array, bootstrap
-from compress.core.task import IGNORED, Context, Feature, Row, Task
+from compress.core.task import TRUTHS, Context, Feature, Row, Task
 from compress.core.types import Measurement, TokenSet
 from compress.pipeline.labelled import Labelled
 from compress.pipeline.stream import BATCH_TOKENS
@@ -58,7 +57,7 @@ def task_text(labelled: Labelled, context: Context, tokens: int, held: int, seed
             break
         made = [replace(f, row=number) for f in labelled.task.features([labelled.rows[number]], context)]
         chosen += made
-        count += sum(len(feature.inputs["input_ids"]) for feature in made)
+        count += sum(math.prod(feature.shape) for feature in made)
     judged = sorted(draw.permutation(division.test).tolist()[:held])
     rows = tuple(labelled.rows[n] for n in judged)
     features = tuple(labelled.task.features(rows, context))
@@ -68,21 +67,24 @@ def task_text(labelled: Labelled, context: Context, tokens: int, held: int, seed
 
 
 def batches(features: Sequence[Feature]) -> tuple[tuple[int, ...], ...]:
-    """Numbers of features, those of equal length together, up to BATCH_TOKENS tokens in a batch."""
-    by_length: dict[int, list[int]] = {}
+    """Numbers of features, those of equal shape together, up to BATCH_TOKENS tokens in a batch."""
+    by_shape: dict[tuple[int, ...], list[int]] = {}
     for number, feature in enumerate(features):
-        by_length.setdefault(len(feature.inputs["input_ids"]), []).append(number)
+        by_shape.setdefault(feature.shape, []).append(number)
     found = []
-    for length in sorted(by_length):
-        numbers, size = by_length[length], max(1, BATCH_TOKENS // length)
+    for shape in sorted(by_shape):
+        numbers, size = by_shape[shape], max(1, BATCH_TOKENS // math.prod(shape))
         found += [tuple(numbers[i : i + size]) for i in range(0, len(numbers), size)]
     return tuple(found)
 
 
 def stacked(features: Sequence[Feature]) -> dict[str, Tensor]:
-    """Inputs (B, L) of features of one length; no mask, since nothing is padded."""
-    names = [name for name in features[0].inputs if name not in ("labels", "attention_mask")]
-    return {name: torch.tensor([f.inputs[name] for f in features]) for name in names}
+    """Inputs (B, L), or (B, C, L), of features of one shape; a mask only where a row's own texts differ in length."""
+    names = [name for name in features[0].inputs if name not in TRUTHS]
+    found = {name: torch.tensor([f.inputs[name] for f in features]) for name in names}
+    if bool(found.get("attention_mask", torch.ones(1)).all()):
+        found.pop("attention_mask", None)
+    return found
 
 
 def prepared(text: TaskText, labelled: Labelled, length: int) -> PreparedData:
@@ -106,8 +108,16 @@ def _tokens(features: Iterable[Feature], source: str) -> TokenSet:
     state = hashlib.sha256()
     for feature in found:
         state.update(repr(sorted(feature.inputs.items())).encode())
-    ids = tuple(torch.tensor(f.inputs["input_ids"]) for f in found)
-    return TokenSet(ids, tuple(f.row for f in found), state.hexdigest(), source)
+    texts = [(ids, f.row) for f in found for ids in texts_of(f)]
+    return TokenSet(tuple(ids for ids, _ in texts), tuple(row for _, row in texts), state.hexdigest(), source)
+
+
+def texts_of(feature: Feature) -> list[Tensor]:
+    """The token ids (L,) of each text of a feature, without what pads them to one length."""
+    ids = torch.tensor(feature.inputs["input_ids"])
+    if ids.ndim == 1:
+        return [ids]
+    return [row[mask] for row, mask in zip(ids, torch.tensor(feature.inputs["attention_mask"]).bool(), strict=True)]
 
 
 @dataclass
@@ -140,7 +150,7 @@ class TaskScores:
             for m, v, b in zip(task.metrics, values, bounds, strict=True)
         ]
         rows = [row for row in rows if math.isfinite(row.median)]
-        return rows + (self._divergence(subject) if task.classes else [])
+        return rows + self._divergence(subject)
 
     def _counts(self, found: dict[int, Tensor]) -> Array:
         outputs = [found[n] for n in range(len(self.text.heldout))]
@@ -151,7 +161,9 @@ class TaskScores:
         """KL(original || compressed) of the class distributions and top-1 agreement, over rows or scored words."""
         sums = np.zeros((len(self.text.rows), 3))
         for number, feature in enumerate(self.text.heldout):
-            a, b = (self._scored(found[number], feature) for found in (self.original, self.compressed))
+            a, b = (self.text.task.compared(found[number], feature) for found in (self.original, self.compressed))
+            if a is None or b is None:
+                return []
             p, q = torch.log_softmax(a.double(), -1), torch.log_softmax(b.double(), -1)
             agree = float((p.argmax(-1) == q.argmax(-1)).sum())
             sums[feature.row] += (float((p.exp() * (p - q)).sum()), agree, len(a))
@@ -161,11 +173,3 @@ class TaskScores:
             Measurement(subject, name, unit, float(v), *b, n=len(sums), detail=dict(detail))
             for (name, unit), v, b in zip((("kl", "nats"), ("top1_agreement", "fraction")), values, bounds, strict=True)
         ]
-
-    @staticmethod
-    def _scored(logits: Tensor, feature: Feature) -> Tensor:
-        """(n, C): the row's logits, or those of its scored positions."""
-        labels: Any = feature.inputs.get("labels")
-        if logits.ndim == 1:
-            return logits[None]
-        return logits[torch.tensor(labels) != IGNORED] if isinstance(labels, list) else logits

@@ -92,18 +92,22 @@ def _prepare(recipe: TuneRecipe, hooks: Hooks) -> Prepared:
     config = AutoConfig.from_pretrained(
         opened.folder, local_files_only=True, trust_remote_code=recipe.trust_remote_code
     )
-    choice, head = choice_of(recipe), labels_of_head(recipe.task, config)
-    wanted = Wanted(recipe.data, recipe.task, recipe.columns, recipe.seed, recipe.strict, choice=choice, head=head)
+    tokenizer = inputs.load_tokenizer(opened.folder, recipe.trust_remote_code)
+    wanted = Wanted(
+        *(recipe.data, recipe.task, recipe.columns, recipe.seed, recipe.strict),
+        choice=choice_of(recipe),
+        head=labels_of_head(recipe.task, config),
+        tokenizer=tokenizer,
+    )
     labelled = read_labelled(wanted, config.architectures or [])
     if not labelled.task.tunable:
         raise UsageError(f"{labelled.task.name} models are measured and quantized here, not tuned")
-    if recipe.resample != "none" and "label" not in labelled.columns:
+    if recipe.resample != "none" and not (labelled.task.classes and "label" in labelled.columns):
         raise UsageError(f"--resample {recipe.resample} is for classes of rows; {labelled.task.name} has none")
     if recipe.crf and not labelled.task.words:
         raise UsageError(f"--crf is for tags of words; {labelled.task.name} has none")
-    tokenizer = inputs.load_tokenizer(opened.folder, recipe.trust_remote_code)
     length = min(recipe.max_length, inputs.longest_sequence(config))
-    settings = labelled.task.settings(opened.folder)
+    settings = {**labelled.task.settings(opened.folder), **labelled.settings}
     context = Context(tokenizer, labelled.columns, labelled.labels, length, settings=settings)
     return Prepared(
         recipe, tuning, opened, config, labelled, context, device.environment(), (*opened.notes, *labelled.notes)
@@ -168,11 +172,11 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
 def _cut(ready: Prepared, parts: Sequence[Part]) -> list[str]:
     """What the model will not see of the rows, as sentences."""
     task, length = ready.labelled.task, ready.context.max_length
-    features = [feature for part in parts for feature in part.features]
     said = []
-    if cut := sum(feature.truncated for feature in features):
+    if cut := sum(len({feature.row for feature in part.features if feature.truncated}) for part in parts):
         why = "see --max-length" if length == ready.recipe.max_length else "which is all that the model takes"
-        said.append(f"{cut} of {len(features)} texts are longer than {length} tokens and were cut; {why}.")
+        total = sum(len(part.rows) for part in parts)
+        said.append(f"{cut} of {total} rows are longer than {length} tokens and were cut; {why}.")
     if lost := [piece for part in parts for piece in task.unread(part.rows, part.features, ready.context)]:
         said.append(f"The tokenizer makes nothing of {len(lost)} words, {lost[0]!r} the first; they are taken for O.")
     return said

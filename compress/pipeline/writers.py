@@ -47,6 +47,7 @@ class Writers:
         self._streams: list[dict[str, list[Tensor]]] = []
         self._now: dict[str, list[Tensor]] = {}
         self._inputs: dict[str, list[Tensor]] = {}
+        self._mask: Tensor | None = None
         self._drift: dict[str, Drift] = {}
 
     def original(self, model: nn.Module, forward: Callable[[], Tensor]) -> None:
@@ -85,8 +86,9 @@ class Writers:
                 streams[-1] = output
         self._streams.append(kept)
 
-    def batch(self, number: int) -> None:
-        """The compressed model's forward of this batch is about to run."""
+    def batch(self, number: int, mask: Tensor | None = None) -> None:
+        """The compressed model's forward of this batch is about to run. mask: (rows, L), what is not padding."""
+        self._mask = mask
         self._now = {name: list(streams) for name, streams in self._streams[number].items()}
         self._inputs.clear()
 
@@ -115,7 +117,10 @@ class Writers:
         x, wanted = self._inputs[name].pop(0), self._now[name].pop(0)
         if name not in self._drift:
             self._drift[name] = self._make(*self._able[name].shape)
-        self._drift[name].add(x, wanted - stream, token_weights(wanted))
+        weights = token_weights(wanted)
+        if self._mask is not None and self._mask.shape == weights.shape:
+            weights = weights * self._mask
+        self._drift[name].add(x, wanted - stream, weights)
 
     def forget(self, step: BlockRef) -> None:
         """The layers of `step` are solved: what the stream after them should be is needed no longer."""

@@ -32,6 +32,8 @@ def score_chart(record: RunRecord) -> Chart | None:
     if len(rows) < 2:
         return None
     names = [name for name in rows[0].scores if all(name in row.scores for row in rows)]
+    share = "perplexity" not in names
+    scale, unit = (100, " %") if share else (1, "")
     shown = {name: label(words.LABELS.get(name, name)) for name in names}
     traces = [
         {
@@ -39,18 +41,18 @@ def score_chart(record: RunRecord) -> Chart | None:
             "mode": "lines+markers",
             "name": shown[name],
             "x": [row.epoch for row in rows],
-            "y": [100 * row.scores[name] for row in rows],
+            "y": [scale * row.scores[name] for row in rows],
             "line": {"color": color(n)},
             "marker": {"symbol": symbol(n), "color": color(n)},
-            "hovertemplate": "epoch %{x}: %{y:.2f} %<extra></extra>",
+            "hovertemplate": f"epoch %{{x}}: %{{y:.2f}}{unit}<extra></extra>",
         }
         for n, name in enumerate(names)
     ]
     kept = next((row for row in rows if row.kept), None)
     if kept is None or not names:
         return None
-    score = words.percent(kept.scores[names[0]])
+    score = words.score(names[0], kept.scores[names[0]])
     said = f"the model is that of epoch {kept.epoch:g}, with {shown[names[0]]} {score} on validation rows"
-    figure = {"data": traces, "layout": layout(axis("epoch"), axis("%"))}
+    figure = {"data": traces, "layout": layout(axis("epoch"), axis("%" if share else shown[names[0]]))}
     legend = tuple((words.LABELS.get(name, name), color(n), sign(n)) for n, name in enumerate(names))
     return Chart("scores", "training", "Validation scores", sentence(said), figure, 260, legend)

@@ -47,6 +47,8 @@ def auto_class(architecture: str) -> str:
         ("ForMaskedLM", "AutoModelForMaskedLM"),
         ("ForSequenceClassification", "AutoModelForSequenceClassification"),
         ("ForTokenClassification", "AutoModelForTokenClassification"),
+        ("ForQuestionAnswering", "AutoModelForQuestionAnswering"),
+        ("ForMultipleChoice", "AutoModelForMultipleChoice"),
     ):
         if architecture.endswith(suffix):
             return name

@@ -162,7 +162,7 @@ def _training(record: RunRecord) -> RenderableType | None:
     scores = [(words.clean(words.LABELS.get(name, name), 20), True) for name in names]
     table = _table(("epoch", True), ("loss", True), *scores, ("", False))
     for row in rows:
-        cells = [words.amount(name, row.scores[name], "fraction") for name in names]
+        cells = [words.score(name, row.scores[name]) for name in names]
         table.add_row(
             *(Text(cell) for cell in (f"{row.epoch:g}", words.number(row.loss, 3), *cells)),
             Text("kept" if row.kept else "", style=GOOD),

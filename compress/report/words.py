@@ -30,6 +30,8 @@ LABELS = {
     "accuracy": "accuracy",
     "f1_macro": "macro F1",
     "entity_f1": "entity F1",
+    "exact_match": "exact match",
+    "f1": "F1",
     "recall_at_1": "recall@1",
     "recall_at_10": "recall@10",
     "mrr": "mean reciprocal rank",
@@ -47,6 +49,8 @@ HIGHER_IS_BETTER = frozenset(
         "accuracy",
         "f1_macro",
         "entity_f1",
+        "exact_match",
+        "f1",
         "recall_at_1",
         "recall_at_10",
         "mrr",
@@ -202,6 +206,11 @@ def amount(name: str, value: float | None, unit: str = "") -> str:
     if name == "kl":
         return number(value, 3)
     return number(value)
+
+
+def score(name: str, value: float) -> str:
+    """A score of validation rows: perplexity as a number, all others as shares."""
+    return amount(name, value, "" if name == "perplexity" else "fraction")
 
 
 def unit_of(measurement: Measurement) -> str:

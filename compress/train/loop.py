@@ -23,7 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from compress.core.crf import Crf
 from compress.core.errors import DataError, ModelError
-from compress.core.task import Context, Feature, Task
+from compress.core.task import Context, Feature, Metric, Task
 from compress.recipe import TuneRecipe
 from compress.train.score import Part, score
 
@@ -216,7 +216,7 @@ def train(
     return History(lines, state.best_global_step, state.global_step < state.max_steps)
 
 
-def _arguments(aim: str, settings: Settings, steps: int) -> Any:
+def _arguments(aim: Metric, settings: Settings, steps: int) -> Any:
     """aim: the figure to maximise. steps: of one epoch; the loss is logged about ten times in it."""
     recipe = settings.recipe
     return TrainingArguments(
@@ -237,8 +237,8 @@ def _arguments(aim: str, settings: Settings, steps: int) -> Any:
         save_strategy="epoch",
         save_total_limit=2,
         load_best_model_at_end=True,
-        metric_for_best_model=aim,
-        greater_is_better=True,
+        metric_for_best_model=aim.name,
+        greater_is_better=not aim.lower_is_better,
         logging_steps=max(1, steps // 10),
         report_to=[],
         disable_tqdm=True,

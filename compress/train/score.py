@@ -12,8 +12,6 @@ from compress.core.errors import ModelError
 from compress.core.numerics.bootstrap import Array
 from compress.core.task import Context, Feature, Row, Task
 
-SCORE_BATCH = 32
-
 
 @dataclass(frozen=True)
 class Part:
@@ -37,16 +35,14 @@ def outputs_of(model: nn.Module, task: Task, context: Context, features: Sequenc
     """
     model.eval()
     device = next(model.parameters()).device
-    order = sorted(range(len(features)), key=lambda n: len(features[n].inputs["input_ids"]))
+    order = sorted(range(len(features)), key=lambda n: features[n].shape[::-1])
     found: dict[int, Tensor] = {}
     with torch.inference_mode():
-        for start in range(0, len(order), SCORE_BATCH):
-            numbers = order[start : start + SCORE_BATCH]
+        for start in range(0, len(order), task.score_batch):
+            numbers = order[start : start + task.score_batch]
             chosen = [features[n] for n in numbers]
-            batch = {name: t.to(device) for name, t in task.collate(chosen, context).items() if name != "labels"}
-            logits = task.outputs(model(**batch)).float().cpu()
-            if logits.ndim > 2:
-                logits = logits[:, -batch["input_ids"].shape[1] :]  # without learned positions before the text
+            batch = {name: tensor.to(device) for name, tensor in task.collate(chosen, context).items()}
+            logits = task.run(model, batch).float().cpu()
             if not bool(torch.isfinite(logits).all()):
                 raise ModelError("the model gives NaN or infinity on held-out rows")
             found |= {n: unpadded(logits[i], chosen[i], context) for i, n in enumerate(numbers)}
@@ -55,7 +51,7 @@ def outputs_of(model: nn.Module, task: Task, context: Context, features: Sequenc
 
 def unpadded(output: Tensor, feature: Feature, context: Context) -> Tensor:
     """Output (L, ...) of one feature without the positions that padding added; other shapes as they are."""
-    length = len(feature.inputs["input_ids"])
+    length = feature.shape[-1]
     if output.ndim < 2:
         return output
     return output[-length:] if context.tokenizer.padding_side == "left" else output[:length]

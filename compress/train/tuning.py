@@ -12,8 +12,9 @@ from compress.core.errors import MissingExtraError, ModelError
 
 @dataclass(frozen=True)
 class Ground:
-    """What a method finds. task: peft's name of it. fresh: modules that the checkpoint did not have, with new weights.
+    """What a method finds. task: peft's name of it, empty where it has none.
 
+    fresh: modules that the checkpoint did not have, with new weights.
     They are trained and kept whatever the method is: nobody could make the same random weights again.
     """
 
@@ -62,6 +63,20 @@ def without_fresh_body(model: Any, ground: Ground, name: str) -> None:
         raise ModelError(
             f"the checkpoint has no {body[0]}, whose new weights {name} would not keep; use --method lora, or full"
         )
+
+
+def one_text(model: Any, ground: Ground, name: str) -> None:
+    """Raises ModelError where peft has no way to put something before the text, and as without_fresh_body does."""
+    if not ground.task:
+        raise ModelError(
+            f"{type(model).__name__} reads several texts at once, before which peft puts no {name}; use --method lora"
+        )
+    without_fresh_body(model, ground, name)
+
+
+def stored_transposed(model: Any) -> bool:
+    """Whether the matrices of the blocks are stored (I, O), as gpt2's are; peft warns where it is not told."""
+    return any(layer.container == "conv1d" for layer in find_structure(model, model.config).layers)
 
 
 def block_linears(model: Any, roles: Sequence[str] = ()) -> list[str]:

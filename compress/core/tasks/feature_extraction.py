@@ -110,9 +110,9 @@ class FeatureExtraction(Task):
         import torch
 
         ids = batch["input_ids"]
-        hidden = self.outputs(model(**{name: tensor for name, tensor in batch.items() if name != "labels"}))
-        hidden = hidden[:, -ids.shape[1] :]  # without learned positions before the text
-        vectors = pooled_batch(hidden, batch["attention_mask"], str(context.settings.get("pooling", "mean")))
+        vectors = pooled_batch(
+            self.run(model, batch), batch["attention_mask"], str(context.settings.get("pooling", "mean"))
+        )
         vectors = torch.nn.functional.normalize(vectors, dim=-1)
         if "labels" in batch:
             cosines = (vectors[0::2] * vectors[1::2]).sum(-1)
@@ -125,12 +125,14 @@ class FeatureExtraction(Task):
         copies[own, own] = False
         return torch.nn.functional.cross_entropy(scores.masked_fill(copies, -torch.inf), own)
 
-    def aim(self, context: Context) -> str:
+    def aim(self, context: Context) -> Metric:
         """Spearman's rho where there are similarities, else recall@10."""
-        return "spearman" if "similarity" in context.columns else self.metrics[0].name
+        wanted = "spearman" if "similarity" in context.columns else self.metrics[0].name
+        return next(metric for metric in self.metrics if metric.name == wanted)
 
-    def outputs(self, output: Any) -> Tensor:
+    def outputs(self, output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         """The last hidden states (B, L, D)."""
+        del inputs
         hidden: Tensor = output.last_hidden_state
         return hidden
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from compress.core.errors import DataError, ModelError
-from compress.core.task import IGNORED, Context, Feature, Field, Metric, Row, Task
+from compress.core.task import IGNORED, Context, Feature, Field, Flaw, Metric, Row, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,19 +32,25 @@ class TokenClassification(Task):
         Field("tags", ("tags", "ner_tags", "labels", "bio", "iob", "pos_tags"), answer=True),
     )
     metrics = (Metric("entity_f1"), Metric("accuracy"))
+    flaws: ClassVar = {
+        "i": (
+            "{count} I- tags without a B- before them were read as B-.",
+            "has an I- tag that no B- tag begins; mend it, or leave out --strict to have it read as B-",
+        )
+    }
 
     def texts(self, rows: Sequence[Row], columns: Mapping[str, str], source: str) -> list[str]:
         """The words with blanks between."""
         return [" ".join(words_of(row, columns["words"], number, source)) for number, row in enumerate(rows)]
 
-    def sound(self, rows: Sequence[Row], columns: Mapping[str, str]) -> tuple[list[Row], list[tuple[int, int]]]:
+    def sound(self, rows: Sequence[Row], columns: Mapping[str, str]) -> tuple[list[Row], list[Flaw]]:
         """Rows where every entity begins with B-."""
         found: list[Row] = []
-        mended: list[tuple[int, int]] = []
+        mended: list[Flaw] = []
         for number, row in enumerate(rows):
             tags, count = repair(tags_of(row, columns, number))
             found.append({**row, columns["tags"]: tags})
-            mended += [(number, count)] if count else []
+            mended += [Flaw(number, "i", count)] if count else []
         return found, mended
 
     def labels(self, rows: Sequence[Row], columns: Mapping[str, str], source: str) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from compress.train.tuning import Ground, Tuning, block_linears, peft_model
+from compress.train.tuning import Ground, Tuning, block_linears, peft_model, stored_transposed
 
 SCALED = ("k_proj", "v_proj", "qkv_proj")
 INNER = ("down_proj", "fc2")
@@ -24,9 +24,10 @@ def apply(model: Any, ground: Ground, options: Options) -> Any:
     return peft_model(
         model,
         lambda peft: peft.IA3Config(
-            task_type=ground.task,
+            task_type=ground.task or None,
             target_modules=targets,
             feedforward_modules=inner,
+            fan_in_fan_out=stored_transposed(model),
             modules_to_save=list(ground.fresh) or None,
         ),
     )

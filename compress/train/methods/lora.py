@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from compress.train.tuning import Ground, Tuning, block_linears, peft_model
+from compress.train.tuning import Ground, Tuning, block_linears, peft_model, stored_transposed
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,14 @@ def wrap(model: Any, ground: Ground, options: Options, dora: bool) -> Any:
     return peft_model(
         model,
         lambda peft: peft.LoraConfig(
-            task_type=ground.task,
+            task_type=ground.task or None,
             r=options.rank,
             lora_alpha=options.alpha,
             lora_dropout=options.dropout,
             target_modules=block_linears(model),
             modules_to_save=list(ground.fresh) or None,
             use_dora=dora,
+            fan_in_fan_out=stored_transposed(model),
         ),
     )
 

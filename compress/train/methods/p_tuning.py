@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from compress.train.tuning import Ground, Tuning, peft_model, without_fresh_body
+from compress.train.tuning import Ground, Tuning, one_text, peft_model
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Options:
 
 def apply(model: Any, ground: Ground, options: Options) -> Any:
     """The model with learned embeddings before every text."""
-    without_fresh_body(model, ground, "p-tuning")
+    one_text(model, ground, "p-tuning")
     return peft_model(
         model,
         lambda peft: peft.PromptEncoderConfig(

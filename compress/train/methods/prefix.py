@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from compress.train.tuning import Ground, Tuning, peft_model, without_fresh_body
+from compress.train.tuning import Ground, Tuning, one_text, peft_model
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Options:
 
 def apply(model: Any, ground: Ground, options: Options) -> Any:
     """The model with learned keys and values."""
-    without_fresh_body(model, ground, "prefix")
+    one_text(model, ground, "prefix")
     made = peft_model(
         model, lambda peft: peft.PrefixTuningConfig(task_type=ground.task, num_virtual_tokens=options.tokens)
     )
@@ -26,20 +27,25 @@ def apply(model: Any, ground: Ground, options: Options) -> Any:
 
 
 def taking_past(model: Any) -> Any:
-    """The peft model, its body taking `past_key_values`, the name under which peft hands over the prefix.
+    """The peft model, what it hands the prefix to taking `past_key_values`, peft's name for it: the body, or the whole.
 
-    transformers 5.24 calls it `cache` and still takes the old name, but peft 0.21 looks for that in the signature.
+    transformers 5.24 calls it `cache` and still takes the old name, with a warning in whole models, but peft 0.21 looks
+    for that in the body's signature.
     """
     body = model.base_model.get_submodule(model.transformer_backbone_name)
-    real = body.forward
-    if {"cache", "past_key_values"} & inspect.signature(real).parameters.keys() != {"cache"}:
-        return model
-
-    def forward(*args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
-        return real(*args, cache=past_key_values, **kwargs)
-
-    body.forward = forward
+    for module in dict.fromkeys((body, model.base_model)):
+        if {"cache", "past_key_values"} & inspect.signature(module.forward).parameters.keys() == {"cache"}:
+            module.forward = _renaming(module.forward)
     return model
+
+
+def _renaming(real: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(*args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
+        if past_key_values is not None:  # a whole model hands it on to its body by the new name
+            kwargs["cache"] = past_key_values
+        return real(*args, **kwargs)
+
+    return forward
 
 
 NOTE = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from compress.train.tuning import Ground, Tuning, peft_model, without_fresh_body
+from compress.train.tuning import Ground, Tuning, one_text, peft_model
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Options:
 
 def apply(model: Any, ground: Ground, options: Options) -> Any:
     """The model with learned embeddings before every text."""
-    without_fresh_body(model, ground, "prompt")
+    one_text(model, ground, "prompt")
     return peft_model(
         model, lambda peft: peft.PromptTuningConfig(task_type=ground.task, num_virtual_tokens=options.tokens)
     )

@@ -119,3 +119,15 @@ def test_parts_that_the_data_names_are_kept() -> None:
     found = divide([str(n) for n in range(27)], ["x"] * 27, given_, 0)
     assert found.test == tuple(range(20, 27))
     assert len(found.validation) == 2
+
+
+def test_rows_of_one_document_stay_together() -> None:
+    """Questions about one context: none of it is trained on and held out; too few contexts are cut by row."""
+    texts = [f"question {n}" for n in range(120)]
+    about = [f"context {n % 30}" for n in range(120)]
+    found = divide(texts, [""] * 120, [""] * 120, 0, about)
+    parts = [{about[n] for n in part} for part in (found.train, found.validation, found.test)]
+    assert sum(map(len, parts)) == 30
+    assert [len(part) for part in (found.train, found.validation, found.test)] == [88, 8, 24]
+    few = divide(texts, [""] * 120, [""] * 120, 0, ["one"] * 120)
+    assert few == divide(texts, [""] * 120, [""] * 120, 0)
