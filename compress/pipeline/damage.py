@@ -31,7 +31,9 @@ Report = Callable[[str, int, int], None]
 class Trials:
     """Tries groups of layers of one model. `damage` is a function of model, plan and text alone."""
 
-    def __init__(self, checkpoint: Checkpoint, structure: Structure, plan: Plan, store: Store, make: MakeCollector):
+    def __init__(
+        self, checkpoint: Checkpoint, structure: Structure, plan: Plan, store: Store, make: MakeCollector
+    ) -> None:
         self.checkpoint, self.structure, self.plan, self.store, self.make = checkpoint, structure, plan, store, make
 
     def damage(self, traces: list[Trace], outside: Outside, report: Report) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -103,12 +104,24 @@ def test_a_batch_of_different_numbers_of_choices(side: str) -> None:
         assert real[n][: feature.shape[0]] == [sum(mask) for mask in feature.inputs["attention_mask"]]
 
 
+class Fixed(torch.nn.Module):
+    """A model that gives these outputs, whatever it reads."""
+
+    def __init__(self, **outputs: torch.Tensor) -> None:
+        super().__init__()
+        self.outputs = SimpleNamespace(**outputs)
+
+    def forward(self, **_: torch.Tensor) -> SimpleNamespace:
+        return self.outputs
+
+
 def test_choices_that_pad_are_in_no_loss_and_no_answer() -> None:
     outputs = torch.tensor([[1.0, 2.0, 9.0, 9.0], [0.0, 1.0, 3.0, 2.0]])
     labels = torch.tensor([[0, 1, IGNORED, IGNORED], [0, 0, 1, 0]])
     one = torch.nn.functional.cross_entropy(outputs[:1, :2], torch.tensor([1]))
     other = torch.nn.functional.cross_entropy(outputs[1:], torch.tensor([2]))
-    torch.testing.assert_close(TASK.loss(outputs, {"labels": labels}), (one + other) / 2)
+    loss = TASK.loss(Fixed(logits=outputs), {"input_ids": labels, "labels": labels}, context_of())
+    torch.testing.assert_close(loss, (one + other) / 2)
     rows = [*rows_of([1], ["six", "ten"]), *rows_of([2], ["a", "b", "c", "d"])]
     features = TASK.features(rows, context_of())
     answers = TASK.answers(list(outputs), features, context_of())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,7 @@ def test_the_loss_is_transformers_own_and_leaves_lost_rows_out() -> None:
     torch.manual_seed(0)
     outputs = torch.randn(3, 7, 2)
     inputs = {
+        "input_ids": torch.zeros(3, 7),
         "attention_mask": torch.ones(3, 7),
         "start_positions": torch.tensor([1, 2, IGNORED]),
         "end_positions": torch.tensor([3, 2, IGNORED]),
@@ -140,9 +142,14 @@ def test_the_loss_is_transformers_own_and_leaves_lost_rows_out() -> None:
         torch.nn.functional.cross_entropy(outputs[:2, :, 0], torch.tensor([1, 2]))
         + torch.nn.functional.cross_entropy(outputs[:2, :, 1], torch.tensor([3, 2]))
     ) / 2
-    torch.testing.assert_close(TASK.loss(outputs, inputs), expected)
+
+    class Fixed(torch.nn.Module):
+        def forward(self, **_: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(start_logits=outputs[..., 0], end_logits=outputs[..., 1])
+
+    torch.testing.assert_close(TASK.loss(Fixed(), inputs, context_of()), expected)
     nothing = {**inputs, "start_positions": torch.full((3,), IGNORED), "end_positions": torch.full((3,), IGNORED)}
-    assert float(TASK.loss(outputs, nothing)) == 0.0
+    assert float(TASK.loss(Fixed(), nothing, context_of())) == 0.0
 
 
 def test_shapes_of_answers() -> None:
