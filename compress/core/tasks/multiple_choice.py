@@ -57,7 +57,8 @@ class MultipleChoice(Task):
             raise DataError(f"{source} has no column {unknown!r}; the columns are: {', '.join(there[:20])}")
         if not each and "choices" not in given and not any(n in by_name for n in self.fields[1].names):
             each = [by_name[name] for name in _numbered(by_name)]
-        usual = {role: name for role, name in given.items() if name not in each or role == "choices"}
+        numbered = {f"choice{n}" for n in range(len(given))}
+        usual = {role: name for role, name in given.items() if role not in numbered}
         found = super().columns(rows, usual, source)
         if each and "choices" not in given:
             found.pop("choices", None)
