@@ -71,6 +71,9 @@ class Recipe(_Settings):
         "auto", description="how a static grid is chosen; auto: mse"
     )
     act_symmetric: bool | None = Field(None, description="no zero points; default: by token only")
+    smooth: float = Field(
+        0.0, ge=0, lt=1, description="SmoothQuant's alpha: outlying inputs smaller, their columns larger; 0: off"
+    )
     mixed: bool | None = Field(
         None, description="8 bits where fewer do most damage, as measured; default: encoders at 4 bits"
     )

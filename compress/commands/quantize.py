@@ -54,6 +54,9 @@ def command(
     act_symmetric: bool | None = typer.Option(
         None, "--act-symmetric/--act-asymmetric", help="Zero points of inputs [default: symmetric by token only]."
     ),
+    smooth: float | None = typer.Option(
+        None, help="SmoothQuant's alpha, where outlying inputs can be folded away; 0.5 is usual [default: off]."
+    ),
     method: str | None = typer.Option(None, help="gptq or rtn [default: gptq]."),
     option: list[str] | None = _run.OPTION,
     embeddings: str | None = typer.Option(

@@ -259,7 +259,7 @@ class LayerResult:
     what rounding cost: W is the weight that was solved for. moved: |W - W0|^2 / |W0|^2, how far that is from the
     original's W0, 0 unless it makes good what earlier layers lost.
     fallback: a sentence when the method could not run as planned; never silent.
-    activation: the name of the scheme its input is rounded with, "" for none.
+    activation: the name of the scheme its input is rounded with, "" for none. smoothed: that input was made smooth.
     """
 
     layer: str
@@ -278,6 +278,7 @@ class LayerResult:
     moved: float = 0.0
     fallback: str | None = None
     activation: str = ""
+    smoothed: bool = False
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,7 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
         make=_collectors(ready.plan, chosen),
         drift=lambda rows, columns: drift(rows, columns, chosen),
         report=hooks.report,
+        smooth=ready.recipe.smooth,
     )
     layers, blocks = stream.run(streams, outside)
     streams.calibration.clear()  # measuring needs the memory for two vocabularies
@@ -146,13 +147,20 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
         layers=(*layers, *extra),
         blocks=tuple(blocks),
         measurements=(*_sizes(ready, out), *measurements),
-        notes=ready.notes,
+        notes=(*ready.notes, *_smoothed(ready.recipe, layers)),
         environment=ready.environment,
         reproduce=finish.command_line(ready.recipe, out),
     )
     record = finish.verify_and_sample(record, store, ready.data.heldout if ready.data else None, hooks.report)
     stages.done("verify and sample")
     return replace(record, stages=stages.seconds)
+
+
+def _smoothed(recipe: Recipe, layers: list[LayerResult]) -> list[str]:
+    """How far SmoothQuant went, in a sentence."""
+    count = sum(layer.smoothed for layer in layers)
+    rest = "" if count == len(layers) else "; what the others read is used elsewhere too, or is no layer's own"
+    return [f"The inputs of {count} of {len(layers)} layers were smoothed{rest}"] if recipe.smooth else []
 
 
 def _with_damage(run: Run, store: Store, outside: Outside, make: MakeCollector, hooks: Hooks) -> Prepared:

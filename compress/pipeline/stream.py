@@ -38,6 +38,7 @@ from compress.pipeline.collect import Collecting, MakeCollector, collecting
 from compress.pipeline.finished import Finished
 from compress.pipeline.outside import Outside
 from compress.pipeline.replay import Replay, Trace, text_mask
+from compress.pipeline.smooth import Smoother
 from compress.pipeline.solve import Job, Solved, solve
 from compress.pipeline.store import Store
 from compress.pipeline.writers import Drift, Writers
@@ -79,7 +80,10 @@ class Solving:
 
 @dataclass(frozen=True)
 class Stream:
-    """Everything the loop works with. make, drift: make the collectors of one layer input, and of a writer's drift."""
+    """Everything the loop works with. make, drift: make the collectors of one layer input, and of a writer's drift.
+
+    smooth: SmoothQuant's alpha, 0 for none.
+    """
 
     checkpoint: Checkpoint
     structure: Structure
@@ -89,6 +93,7 @@ class Stream:
     make: MakeCollector
     drift: Callable[[int, int], Drift]
     report: Report
+    smooth: float = 0.0
 
     def run(self, streams: Streams, outside: Outside) -> tuple[list[LayerResult], list[BlockResult]]:
         """Compress every block that the journal does not have yet; the traces end at the last block's outputs."""
@@ -129,6 +134,11 @@ class Stream:
                 writers.original(self.checkpoint.model, partial(replay.advance, trace, block.index))
         finished = Finished(self.checkpoint.model, block, steps_of(block) if writers is not None else (block,))
         around = partial(outside.installed, "compressed", vocabulary=first)
+        smoothed: list[str] = []
+        if self.smooth:
+            with around():
+                smoother = Smoother(self.checkpoint.model, block, self.smooth)
+                smoothed = smoother.smooth(replay, streams.calibration)
         acting = Acting(self.checkpoint.model)
         solved = self._solve(Solving(block, streams.calibration, writers, finished, replay, acting, around))
         with around() if streams.calibration or streams.compressed else nullcontext():
@@ -145,9 +155,8 @@ class Stream:
         if streams.all:
             self.store.write_state(block, streams.all)
         result = BlockResult(block.index, block.name, error, cosine, time.perf_counter() - started)
-        self.journal.append(
-            "block", block=block.index, layers=[asdict(s.result) for s in solved], result=asdict(result)
-        )
+        layers = [asdict(s.result) | {"smoothed": s.result.layer in smoothed} for s in solved]
+        self.journal.append("block", block=block.index, layers=layers, result=asdict(result))
         self._forget(block)
         release_memory()
 

@@ -26,6 +26,8 @@ def choose_activation(recipe: Recipe, structure: Structure, encoder: bool) -> Ac
         plain = recipe.bits == 8 and recipe.group_size in ("auto", -1) and recipe.symmetric is not False
         wanted = "dynamic" if encoder and plain and not _experts(structure) else "none"
     if wanted == "none":
+        if recipe.smooth:
+            raise RecipeError(f"--smooth {recipe.smooth:g} is for int8 inputs; give --activations dynamic or static")
         for name, value in (("act-strategy", recipe.act_strategy), ("act-observer", recipe.act_observer)):
             if value != "auto" and recipe.activations == "none":
                 raise RecipeError(f"--{name} {value} is about int8 activations, and --activations none has none")
