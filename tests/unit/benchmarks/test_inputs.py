@@ -54,3 +54,19 @@ def test_every_module_is_an_input_and_an_unknown_name_is_refused(capsys: pytest.
     assert set(program.names()) == files
     assert program.main(["no-such"]) == 2
     assert "no input is called 'no-such'; there is bbc, " in capsys.readouterr().out
+
+
+def test_an_input_that_cannot_be_made_does_not_stop_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make(folder: Path) -> Path:
+        raise SystemExit("espeak-ng is not installed")
+
+    monkeypatch.setattr(program, "INPUTS", tmp_path)
+    monkeypatch.setattr("benchmarks.inputs.bbc.make", make)
+    monkeypatch.setattr("benchmarks.inputs.tweets.make", lambda folder: folder / "tweets")
+    assert program.main(["bbc", "tweets"]) == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("espeak-ng is not installed")
+    assert second.endswith(str(tmp_path / "tweets"))
+    assert program.main(["tweets"]) == 0
