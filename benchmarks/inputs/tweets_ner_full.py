@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.inputs import tweets
 from benchmarks.inputs._making import minilm, tuned
 
-SETTINGS = ("--learning-rate", "2e-4", "--epochs", "8", "--patience", "0", "--max-length", "128")
+SETTINGS = ("--learning-rate", "3e-4", "--epochs", "6", "--patience", "0", "--max-length", "128")
 
 
 def make(folder: Path) -> Path:
