@@ -25,7 +25,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "W8A8 static": ("--bits", "8", "--activations", "static"),
     "W8A8 dynamic": ("--bits", "8", "--activations", "dynamic"),
     "8 bit weights": ("--bits", "8", "--activations", "none"),
-    "4 bit weights": ("--bits", "4", "--no-mixed"),
+    "4 bit weights": ("--bits", "4", "--uniform"),
     "mixed 4/8": ("--bits", "4", "--mixed"),
 }
 """What is done to a model, as options of `compress quantize`."""
