@@ -61,7 +61,7 @@ def _write(folder: Path) -> None:
     model.save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=SIZES["num_mel_bins"]).save_pretrained(folder)
     shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
-    special = {name: "<|endoftext|>" for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), "<|endoftext|>")
     about = {"tokenizer_class": "WhisperTokenizer", "model_max_length": 448, **special}
     (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 

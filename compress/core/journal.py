@@ -3,8 +3,9 @@
 A line is written only after the files that it speaks of are on disk (fsync, rename). A torn last line, the trace of
 a kill in the middle of a write, is dropped. Another run's journal is refused by the name of the setting that differs.
 Kinds of lines, in this order: `start` (the fingerprint), `outside`, `block` for each block, `measured`, `writing`
-(the files about to be written beside `compress/`), `finished`. Starting over (`--overwrite`) replaces the whole
-journal by one `cleared` line that names what is to be deleted, so a kill in the middle of deleting is finished too.
+(the files about to be written beside `compress/`), `answered` for each model that wrote answers, `finished`. Starting
+over (`--overwrite`) replaces the whole journal by one `cleared` line that names what is to be deleted, so a kill in the
+middle of deleting is finished too.
 """
 
 from __future__ import annotations

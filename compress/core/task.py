@@ -42,6 +42,7 @@ class Metric:
 
     name: str
     unit: str = "fraction"
+    lower_is_better: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ class Feature:
     units: tuple[int, ...] = ()
     truncated: bool = False
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(L,) of the ids, or of the samples of speech."""
+        return (len(self.inputs["input_ids" if "input_ids" in self.inputs else "samples"]),)
+
 
 class Task(ABC):
     """One task. A new one is a new file in compress/core/tasks with `TASK = ItsClass()`."""
@@ -82,11 +88,17 @@ class Task(ABC):
     peft: ClassVar[str]  # peft's name of the task
     architecture: ClassVar[str] = ""  # how the names of its model classes end; empty where the class does not tell
     fields: ClassVar[tuple[Field, ...]]
-    metrics: ClassVar[tuple[Metric, ...]]  # the first one is what tuning maximises
+    metrics: ClassVar[tuple[Metric, ...]]  # the first one says which checkpoint is best
     config: ClassVar[dict[str, Any]] = {}  # of a new head, beside its labels
     classes: ClassVar[bool] = True  # the model's outputs are scores of classes, named in its config
     words: ClassVar[bool] = False  # a row is words with a tag each
     tunable: ClassVar[bool] = True
+    hears: ClassVar[bool] = False  # a row is speech: its models read input_features
+    score_batch: ClassVar[int] = 32  # features scored at once
+
+    def fits(self, architecture: str) -> bool:
+        """Whether a model class is one of this task's."""
+        return bool(self.architecture) and architecture.endswith(self.architecture)
 
     def columns(self, rows: Sequence[Row], given: Mapping[str, str], source: str) -> dict[str, str]:
         """role -> column name: what the user named, else the first usual name that is there.
@@ -117,6 +129,11 @@ class Task(ABC):
         read = [columns[f.role] for f in self.fields if f.role in columns and not f.answer]
         return [" ".join(text_of(row, column, n, source) for column in read) for n, row in enumerate(rows)]
 
+    def located(self, rows: Sequence[Row], columns: Mapping[str, str], folder: Path) -> list[Row]:
+        """Rows whose files are found: paths in their cells are relative to `folder`, that of the table."""
+        del columns, folder
+        return list(rows)
+
     def strata(self, rows: Sequence[Row], columns: Mapping[str, str]) -> list[str]:
         """A group for each row; every part of the data gets the same share of each."""
         del columns
@@ -143,6 +160,11 @@ class Task(ABC):
         """What the task needs to know of a model beside its config. Raises ModelError."""
         del folder
         return {}
+
+    def surveyed(self, rows: Sequence[Row], context: Context) -> Context:
+        """`context` with what all training rows together tell."""
+        del rows
+        return context
 
     def outputs(self, output: Any) -> Tensor:
         """What answers are made from, (B, ...), of a model's output."""

@@ -15,6 +15,7 @@ from compress.core.errors import DataError, ModelError, UsageError
 from compress.core.fingerprint import digest
 from compress.core.registry import load, names
 from compress.core.task import Context, Row, Task
+from compress.core.writing import WritingTask
 from compress.recipe import Recipe
 from compress.train.score import Part
 
@@ -61,13 +62,13 @@ def choose_task(name: str, architectures: Sequence[str]) -> Task | None:
         task: Task = load("task", name)
         return task
     tasks: list[Task] = [load("task", known) for known in names("task")]
-    return next((t for t in tasks for a in architectures if t.architecture and a.endswith(t.architecture)), None)
+    return next((t for t in tasks for a in architectures if t.fits(a)), None)
 
 
 def read_labelled(wanted: Wanted, architectures: Sequence[str]) -> Labelled:
     """Read, check and divide the rows of `wanted.data`. Raises DataError and UsageError."""
     task = choose_task(wanted.task, architectures)
-    table = read_rows(wanted.data, tagged=task is not None and task.words)
+    table = read_rows(wanted.data, tagged=task is not None and task.words, audio=task is not None and task.hears)
     if task is None:
         task, table = _task_of_columns(table, wanted)
     return _divided(task, table, wanted)
@@ -81,6 +82,7 @@ def _divided(task: Task, table: Table, wanted: Wanted) -> Labelled:
     if mended and wanted.strict:
         raise DataError(f"row {mended[0][0] + 1} of {table.source} has an I- tag that no B- tag begins; mend it, or "
                         "leave out --strict to have it read as B-")  # fmt: skip
+    rows = task.located(rows, columns, _folder_of(table.source))
     strata = task.strata(rows, columns)
     division = divide(texts, strata, table.given, wanted.seed)
     found = task.balance(rows, columns)
@@ -119,6 +121,7 @@ def _task_of_columns(table: Table, wanted: Wanted) -> tuple[Task, Table]:
     if absent := next((column for column in wanted.columns.values() if column not in there), None):
         raise DataError(f"{table.source} has no column {absent!r}; the columns are: {', '.join(there[:20])}")
     tasks: list[Task] = [task for name in names("task") if (task := load("task", name)).tunable]
+    tasks = [task for task in tasks if not isinstance(task, WritingTask)]  # an encoder cannot learn to write
     for task in sorted(tasks, key=lambda task: not task.words):  # words are the more unusual column
         with suppress(DataError):
             task.columns(table.rows, wanted.columns, table.source)
@@ -206,10 +209,10 @@ def find_labelled(recipe: Recipe, folder: Path, config: Any) -> Found:
         labels=tuple(str(config.id2label[n]) for n in sorted(config.id2label)) if task.classes else (),
     )
     try:
-        table = read_rows(data, tagged=task.words)
+        table = read_rows(data, tagged=task.words, audio=task.hears)
         task.columns(table.rows, wanted.columns, table.source)
     except DataError:
-        if again or recipe.columns or recipe.task != "auto":
+        if again or recipe.columns or recipe.task != "auto" or task.hears:
             raise
         return Found()
     labelled = _divided(task, table, wanted)
@@ -217,6 +220,24 @@ def find_labelled(recipe: Recipe, folder: Path, config: Any) -> Found:
         said = f"{data} has changed since the model was tuned on it: rows held out now may have been trained on."
         labelled = replace(labelled, notes=(*labelled.notes, said))
     return Found(labelled, tuned["max_length"] if tuned is not None else recipe.seq_len)
+
+
+def hears(recipe: Recipe, config: Any) -> bool:
+    """Whether the model's task is one of speech, and its rows are not to be read as text only."""
+    task = choose_task(recipe.task, config.architectures or [])
+    return task is not None and task.hears and recipe.text_column is None
+
+
+def has_rows(recipe: Recipe, folder: Path) -> bool:
+    """Whether --data or the file that the model was tuned on is there to be read."""
+    tuned = read_task(folder)
+    return recipe.data is not None or (tuned is not None and (not tuned["local"] or Path(tuned["data"]).exists()))
+
+
+def _folder_of(source: str) -> Path:
+    """The folder that paths in the rows of `source` are relative to."""
+    path = Path(source).expanduser().resolve()
+    return path if path.is_dir() else path.parent
 
 
 def _relative(data: str, tuned: str) -> str | None:

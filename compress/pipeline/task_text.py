@@ -20,6 +20,7 @@ from compress.core.errors import DataError
 from compress.core.numerics.bootstrap import Array, bootstrap
 from compress.core.task import IGNORED, Context, Feature, Row, Task
 from compress.core.types import Measurement, TokenSet
+from compress.core.writing import WritingTask
 from compress.pipeline.labelled import Labelled
 from compress.pipeline.stream import BATCH_TOKENS
 
@@ -40,7 +41,10 @@ class TaskText:
         """Model inputs, batch by batch, without labels."""
         features = self.calibration if calibration else self.heldout
         batches = self.calibration_batches if calibration else self.heldout_batches
-        return [stacked([features[n] for n in batch]) for batch in batches]
+        chosen = ([features[n] for n in batch] for batch in batches)
+        if isinstance(self.task, WritingTask):
+            return [self.task.forced(batch, self.context) for batch in chosen]
+        return [stacked(batch) for batch in chosen]
 
 
 def task_text(labelled: Labelled, context: Context, tokens: int, held: int, seed: int) -> TaskText:
@@ -105,9 +109,33 @@ def _tokens(features: Iterable[Feature], source: str) -> TokenSet:
     found = list(features)
     state = hashlib.sha256()
     for feature in found:
-        state.update(repr(sorted(feature.inputs.items())).encode())
-    ids = tuple(torch.tensor(f.inputs["input_ids"]) for f in found)
+        plain = {k: v.tobytes() if isinstance(v, np.ndarray) else v for k, v in feature.inputs.items()}
+        state.update(repr(sorted(plain.items())).encode())
+    ids = tuple(torch.tensor(f.inputs.get("input_ids", f.inputs.get("labels"))) for f in found)
     return TokenSet(ids, tuple(f.row for f in found), state.hexdigest(), source)
+
+
+def compared(task: Task, counts: Sequence[Array], subject: str) -> list[Measurement]:
+    """The task's figures of two models, their counts (rows, k) original first, and their difference paired by row."""
+    rows = []
+    number = len(counts[0])
+    for name, found in (("original", counts[0]), (subject, counts[1])):
+        values, bounds = bootstrap(found, task.figures, 0)
+        rows += [
+            Measurement(name, m.name, m.unit, float(v), *b, n=number, detail={"split": "test"})
+            for m, v, b in zip(task.metrics, values, bounds, strict=True)
+        ]
+    width = counts[0].shape[1]
+
+    def lost(totals: Array) -> Array:
+        return task.figures(totals[:, width:]) - task.figures(totals[:, :width])
+
+    values, bounds = bootstrap(np.concatenate(counts, axis=1), lost, 0)
+    rows += [
+        Measurement(subject, f"{m.name}_change", m.unit, float(v), *b, n=number, detail={"paired": True})
+        for m, v, b in zip(task.metrics, values, bounds, strict=True)
+    ]
+    return [row for row in rows if math.isfinite(row.median)]
 
 
 @dataclass
@@ -120,27 +148,9 @@ class TaskScores:
 
     def measurements(self, subject: str) -> list[Measurement]:
         """The task's figures of both models, their difference paired by row, KL and agreement of their answers."""
-        task, text = self.text.task, self.text
+        task = self.text.task
         counts = [self._counts(found) for found in (self.original, self.compressed)]
-        rows = []
-        for name, found in (("original", counts[0]), (subject, counts[1])):
-            values, bounds = bootstrap(found, task.figures, 0)
-            rows += [
-                Measurement(name, m.name, m.unit, float(v), *b, n=len(text.rows), detail={"split": "test"})
-                for m, v, b in zip(task.metrics, values, bounds, strict=True)
-            ]
-        width = counts[0].shape[1]
-
-        def lost(totals: Array) -> Array:
-            return task.figures(totals[:, width:]) - task.figures(totals[:, :width])
-
-        values, bounds = bootstrap(np.concatenate(counts, axis=1), lost, 0)
-        rows += [
-            Measurement(subject, f"{m.name}_change", m.unit, float(v), *b, n=len(text.rows), detail={"paired": True})
-            for m, v, b in zip(task.metrics, values, bounds, strict=True)
-        ]
-        rows = [row for row in rows if math.isfinite(row.median)]
-        return rows + (self._divergence(subject) if task.classes else [])
+        return compared(task, counts, subject) + (self._divergence(subject) if task.classes else [])
 
     def _counts(self, found: dict[int, Tensor]) -> Array:
         outputs = [found[n] for n in range(len(self.text.heldout))]

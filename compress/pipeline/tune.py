@@ -100,7 +100,9 @@ def _prepare(recipe: TuneRecipe, hooks: Hooks) -> Prepared:
         raise UsageError(f"--crf is for tags of words; {labelled.task.name} has none")
     tokenizer = inputs.load_tokenizer(opened.folder, recipe.trust_remote_code)
     length = min(recipe.max_length, inputs.longest_sequence(config))
-    context = Context(tokenizer, labelled.columns, labelled.labels, length)
+    settings = labelled.task.settings(opened.folder)
+    context = Context(tokenizer, labelled.columns, labelled.labels, length, settings=settings)
+    context = labelled.task.surveyed([labelled.rows[n] for n in labelled.division.train], context)
     return Prepared(
         recipe, tuning, opened, config, labelled, context, device.environment(), (*opened.notes, *labelled.notes)
     )

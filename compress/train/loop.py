@@ -198,7 +198,7 @@ def _arguments(task: Task, settings: Settings, steps: int) -> Any:
         save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model=task.metrics[0].name,
-        greater_is_better=True,
+        greater_is_better=not task.metrics[0].lower_is_better,
         logging_steps=max(1, steps // 10),
         report_to=[],
         disable_tqdm=True,

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from compress.core.errors import ModelError
 from compress.core.numerics.bootstrap import Array
 from compress.core.task import Context, Feature, Row, Task
-
-SCORE_BATCH = 32
+from compress.core.writing import WritingTask
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,16 @@ def score(model: nn.Module, task: Task, context: Context, part: Part) -> Array:
     """The counts (rows, k) of `model` on `part`, see Task.counts. The model is left in eval mode."""
     model.eval()
     device = next(model.parameters()).device
-    order = sorted(range(len(part.features)), key=lambda n: len(part.features[n].inputs["input_ids"]))
+    order = sorted(range(len(part.features)), key=lambda n: part.features[n].shape)
     found: dict[int, Tensor] = {}
     with torch.inference_mode():
-        for start in range(0, len(order), SCORE_BATCH):
-            numbers = order[start : start + SCORE_BATCH]
+        for start in range(0, len(order), task.score_batch):
+            numbers = order[start : start + task.score_batch]
             features = [part.features[n] for n in numbers]
             batch = {name: t.to(device) for name, t in task.collate(features, context).items() if name != "labels"}
+            if isinstance(task, WritingTask):
+                found |= dict(zip(numbers, task.predict(model, batch, context).cpu(), strict=True))
+                continue
             logits = task.outputs(model(**batch)).float().cpu()
             if logits.ndim > 2:
                 logits = logits[:, -batch["input_ids"].shape[1] :]  # without learned positions before the text
