@@ -81,7 +81,9 @@ class WritingTask(Task):
         Everything else is as its generation config has it (tokens never said, a language forced).
         """
         tokens = int(context.settings["new_tokens"])
-        written: Tensor = model.generate(**batch, max_new_tokens=tokens, num_beams=1, do_sample=False)
+        # transformers 5.24 makes T5's cache as deep as its encoder, and a deeper decoder finds no place in it
+        fits = int(getattr(model.config, "num_decoder_layers", 0)) <= int(model.config.num_hidden_layers)
+        written: Tensor = model.generate(**batch, max_new_tokens=tokens, num_beams=1, do_sample=False, use_cache=fits)
         return written
 
     def answers(self, outputs: Sequence[Tensor], features: Sequence[Feature], context: Context) -> list[str]:

@@ -12,7 +12,7 @@ from compress.core.errors import MissingExtraError, ModelError
 
 @dataclass(frozen=True)
 class Ground:
-    """What a method finds. task: peft's name of it. fresh: modules that the checkpoint did not have, with new weights.
+    """What a method finds. task: peft's name of it, "" where it has none. fresh: modules that the checkpoint did not have, with new weights.
 
     They are trained and kept whatever the method is: nobody could make the same random weights again.
     """
@@ -53,7 +53,12 @@ def peft_model(model: Any, config: Callable[[Any], Any]) -> Any:
 
 
 def without_fresh_body(model: Any, ground: Ground, name: str) -> None:
-    """Raises ModelError when a new module is not the head: prompt methods keep the head and the prompt only."""
+    """Raises ModelError when a new module is not the head: prompt methods keep the head and the prompt only.
+
+    And where there is no text that a prompt could stand before.
+    """
+    if not ground.task:
+        raise ModelError(f"{type(model).__name__} reads no text that {name} could stand before; use --method lora")
     body = [module for module in ground.fresh if module.startswith(f"{model.base_model_prefix}.")]
     if body:
         raise ModelError(

@@ -24,7 +24,7 @@ def apply(model: Any, ground: Ground, options: Options) -> Any:
     return peft_model(
         model,
         lambda peft: peft.IA3Config(
-            task_type=ground.task,
+            task_type=ground.task or None,
             target_modules=targets,
             feedforward_modules=inner,
             modules_to_save=list(ground.fresh) or None,

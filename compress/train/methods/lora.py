@@ -27,7 +27,7 @@ def wrap(model: Any, ground: Ground, options: Options, dora: bool) -> Any:
     return peft_model(
         model,
         lambda peft: peft.LoraConfig(
-            task_type=ground.task,
+            task_type=ground.task or None,
             r=options.rank,
             lora_alpha=options.alpha,
             lora_dropout=options.dropout,
