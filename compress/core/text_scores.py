@@ -81,14 +81,14 @@ def bleu_counts(said: str, truth: str) -> Array:
 
 
 def bleu(totals: Array) -> Array:
-    """(R, 2 + 2 ORDER) sums -> (R,) BLEU of 0 to 100 (Papineni et al. 2002), zeros smoothed as sacrebleu does."""
+    """(R, 2 + 2 ORDER) sums -> (R,) BLEU of 0 to 1 (Papineni et al. 2002), zeros smoothed as sacrebleu does."""
     length, wanted, rest = totals[:, 0], totals[:, 1], totals[:, 2:]
     found, said = rest[:, :ORDER], rest[:, ORDER:]
     halved = 2.0 ** np.cumsum(found == 0, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         precision = np.where(found == 0, 1 / (halved * said), found / said)
         short = np.where(length < wanted, np.exp(1 - wanted / length), 1.0)
-        scores = 100 * short * np.exp(np.log(precision).mean(1))
+        scores = short * np.exp(np.log(precision).mean(1))
     return np.where((found.sum(1) > 0) & (said > 0).all(1), scores, 0.0)
 
 

@@ -40,7 +40,7 @@ def with_answers(record: RunRecord, text: TaskText, store: Store, journal: Journ
         else:
             answers = line["answers"]
         counts.append(text.task.counts(answers, text.rows, text.context))
-    return replace(record, measurements=(*record.measurements, *compared(text.task, counts, str(out))))
+    return replace(record, measurements=(*compared(text.task, counts, str(out)), *record.measurements))
 
 
 def _written(folder: Path, text: TaskText, recipe: Recipe, report: Report, turn: tuple[int, int]) -> list[str]:

@@ -12,7 +12,8 @@ from compress.core.errors import MissingExtraError, ModelError
 
 @dataclass(frozen=True)
 class Ground:
-    """What a method finds. task: peft's name of it, "" where it has none. fresh: modules that the checkpoint did not have, with new weights.
+    """What a method finds. task: peft's name of it, "" where it has none. fresh: modules that the checkpoint did not
+    have, with new weights.
 
     They are trained and kept whatever the method is: nobody could make the same random weights again.
     """

@@ -1,7 +1,7 @@
 """Text -> text by an encoder-decoder: summaries and translations. ROUGE and BLEU of what the model writes.
 
-All figures are made for all rows: ROUGE is what summaries are compared by, BLEU is for translations. Chinese, Japanese
-and Thai are compared character by character.
+All figures are made for all rows: ROUGE is what summaries are compared by, BLEU is for translations (as a fraction:
+0.273 is what sacrebleu prints as 27.3). Chinese, Japanese and Thai are compared character by character.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Seq2Seq(WritingTask):
         Field("target", ("target", "summary", "highlights", "abstract", "output", "tgt", "translation", "summaries",
                          "tldr", "headline", "title", "answer", "de", "fr", "zh"), answer=True),
     )  # fmt: skip
-    metrics = (Metric("rouge_l"), Metric("rouge_1"), Metric("rouge_2"), Metric("bleu", "points"))
+    metrics = (Metric("rouge_l"), Metric("rouge_1"), Metric("rouge_2"), Metric("bleu"))
 
     def fits(self, architecture: str) -> bool:
         """By transformers' own tables; models that also hear are not meant."""
@@ -93,7 +93,7 @@ class Seq2Seq(WritingTask):
         return np.stack(found)
 
     def figures(self, totals: Array) -> Array:
-        """ROUGE-L, 1 and 2, each the mean F1 of rows; BLEU of all rows together, 0 to 100."""
+        """ROUGE-L, 1 and 2, each the mean F1 of rows; BLEU of all rows together, each 0 to 1."""
         return np.concatenate([totals[:, :3] / totals[:, 3:4], bleu(totals[:, 4:])[:, None]], axis=1)
 
 
