@@ -15,6 +15,8 @@ OPTIONAL = {
     "gguf": ("open .gguf models", "pip install 'compress-models[gguf]'"),
     "plotly": ("write report.html", "pip install 'compress-models[report]'"),
     "peft": ("tune adapters: lora and others", "pip install 'compress-models[train]'"),
+    "rouge-score": ("judge summaries and translations", "pip install 'compress-models[train]'"),
+    "sacrebleu": ("judge summaries and translations", "pip install 'compress-models[train]'"),
     "pytorch-crf": ("tune --crf", "pip install 'compress-models[train]'"),
     DEMO_PACKAGE.replace("_", "-"): (
         "the built-in demo model",

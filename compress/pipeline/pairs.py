@@ -43,7 +43,7 @@ def prepared_pairs(labelled: Labelled, context: Context, recipe: Recipe) -> tupl
         raise DataError(f"{labelled.card['source']} leaves no training row to calibrate with; give more rows")
     judged = draw.permutation(division.test).tolist()[:held]
     rows = tuple(labelled.rows[n] for n in judged)
-    riding = tuple(task.features(rows[:EVAL_DOCUMENTS], context))
+    riding = tuple(task.features(rows, context)[:EVAL_DOCUMENTS])  # all are read: a missing file is said now
     batches = [_batches(features, task.hears) for features in (riding, chosen)]
     text = TaskText(task, context, rows, riding, batches[0], tuple(chosen), batches[1])
     data = prepared(text, labelled, context.max_length)

@@ -15,6 +15,8 @@ from transformers import AutoFeatureExtractor, AutoTokenizer
 
 from compress.core.audio import read_samples
 from compress.core.errors import DataError, ModelError
+from compress.core.task import Context
+from compress.core.tasks.speech_recognition import TASK
 from compress.core.types import RunRecord
 from compress.pipeline import answered
 from compress.pipeline.labelled import Wanted, read_labelled
@@ -179,11 +181,14 @@ def test_speech_is_tuned_quantized_and_judged_by_what_is_written(method: str, wh
     assert all(line["passed"] for line in record.verified)
     model = transformers.AutoModelForSpeechSeq2Seq.from_pretrained(out, dtype=torch.float32)
     tokenizer, extractor = (kind.from_pretrained(out) for kind in (AutoTokenizer, AutoFeatureExtractor))
+    trained = read_labelled(Wanted(str(data), "auto", {}, 0), ["WhisperForConditionalGeneration"])
+    context = Context(tokenizer, trained.columns, (), 128)
+    most = TASK.surveyed([trained.rows[n] for n in trained.division.train], context).settings["new_tokens"]
     truths, said = [], []
     for row in held_out(data, "WhisperForConditionalGeneration"):
         samples = read_samples(row["file_name"], 16000, "") / 2**15
         features = extractor(samples, sampling_rate=16000, return_tensors="pt")["input_features"]
-        ids = model.generate(input_features=features, max_new_tokens=before.data["max_length"] // 2)
+        ids = model.generate(input_features=features, max_new_tokens=most)
         said.append(tokenizer.decode(ids[0], skip_special_tokens=True).strip())
         truths.append(row["transcription"])
     assert len(said) == 12
