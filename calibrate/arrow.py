@@ -31,8 +31,11 @@ class Table:
     splits: tuple[str, ...] = ()
 
 
-def read_file(path: Path, name: str, max_chars: int) -> Table:
-    """Rows of one .parquet or .arrow file, until they hold `max_chars` characters. Raises DataError."""
+def read_file(path: Path, name: str, max_chars: int, audio: bool = False) -> Table:
+    """Rows of one .parquet or .arrow file, until they hold `max_chars` characters. Raises DataError.
+
+    audio: with columns of sound, as {"bytes", "path"}, here and below.
+    """
     import datasets
 
     # only lock files land in the cache
@@ -45,7 +48,7 @@ def read_file(path: Path, name: str, max_chars: int) -> Table:
                 streaming=True,
                 cache_dir=cache,
             )
-            rows, note = _take(stream, name, max_chars)
+            rows, note = _take(stream, name, max_chars, audio)
         except DataError:
             raise
         except Exception as error:  # pyarrow raises a dozen unrelated types for a damaged file
@@ -54,7 +57,7 @@ def read_file(path: Path, name: str, max_chars: int) -> Table:
     return Table(rows, note=note)
 
 
-def read_saved(path: Path, name: str, max_chars: int, wanted: str = "") -> Table:
+def read_saved(path: Path, name: str, max_chars: int, wanted: str = "", audio: bool = False) -> Table:
     """Rows of a `save_to_disk` folder; of several splits the wanted one, `train`, else the first. Raises DataError."""
     import datasets
 
@@ -67,7 +70,7 @@ def read_saved(path: Path, name: str, max_chars: int, wanted: str = "") -> Table
         if splits:
             split = wanted or _preferred(list(splits))
             loaded = loaded[split]
-        rows, note = _take(loaded, name, max_chars)
+        rows, note = _take(loaded, name, max_chars, audio)
     except DataError:
         raise
     except Exception as error:  # as above
@@ -76,7 +79,7 @@ def read_saved(path: Path, name: str, max_chars: int, wanted: str = "") -> Table
     return Table(rows, split, note, splits)
 
 
-def read_hub(name: str, max_chars: int) -> Table:
+def read_hub(name: str, max_chars: int, audio: bool = False) -> Table:
     """Rows of a hub data set `NAME[:CONFIG[:SPLIT]]`, streamed; split `train`, else the first.
 
     Raises DataError in one sentence, within seconds when there is no network.
@@ -109,7 +112,7 @@ def read_hub(name: str, max_chars: int) -> Table:
             splits = [] if split else datasets.get_dataset_split_names(repo, config or None)
             split = split or _preferred(splits)
             stream = datasets.load_dataset(repo, config or None, split=split, streaming=not offline)
-            rows, note = _take(stream, name, max_chars)
+            rows, note = _take(stream, name, max_chars, audio)
     except DataError:
         raise
     except Exception as error:  # datasets raises ValueError, KeyError, OSError and its own for the same cause
@@ -142,26 +145,35 @@ def _preferred(splits: list[str]) -> str:
     return "train" if "train" in splits else splits[0]
 
 
-def _take(data: Any, name: str, max_chars: int) -> tuple[list[Row], str]:
+def _take(data: Any, name: str, max_chars: int, audio: bool) -> tuple[list[Row], str]:
     """Rows in order until their strings hold `max_chars` characters, and a sentence when some were left."""
     rows: list[Row] = []
     chars = 0
-    for row in _undecoded(data):
+    for row in _undecoded(data, audio):
         if chars >= max_chars:
             return rows, f"only the first {len(rows)} rows of {name} were read ({chars} characters)"
         rows.append(dict(row))
-        chars += sum(len(v) if isinstance(v, str) else len(str(v)) for v in row.values() if v is not None)
+        chars += sum(_size(value) for value in row.values() if value is not None)
     return rows, ""
 
 
-def _undecoded(data: Any) -> Iterable[Row]:
-    """Images and audio stay bytes: decoding them needs libraries that text does not."""
+def _size(value: Any) -> int:
+    sound = value.get("bytes") if isinstance(value, dict) else value
+    return len(sound) if isinstance(sound, str | bytes) else len(str(value))
+
+
+def _undecoded(data: Any, audio: bool) -> Iterable[Row]:
+    """Images and sound are left out, for decoding them needs libraries that text does not; or sound stays bytes."""
     import datasets
 
     features = getattr(data, "features", None)
-    media = (datasets.Image, datasets.Audio, datasets.Video)
+    media: tuple[type, ...] = (datasets.Image, datasets.Audio, datasets.Video)
     if not features:
         return data  # type: ignore[no-any-return]
+    if audio:
+        for column in [name for name, feature in features.items() if isinstance(feature, datasets.Audio)]:
+            data = data.cast_column(column, datasets.Audio(decode=False))
+        media = (datasets.Image, datasets.Video)
     keep = [column for column, feature in features.items() if not isinstance(feature, media)]
     return data.select_columns(keep) if len(keep) < len(features) else data  # type: ignore[no-any-return]
 

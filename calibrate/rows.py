@@ -18,6 +18,8 @@ SPLITS = {"train": "train", "training": "train", "validation": "validation", "va
           "val": "validation", "dev": "validation", "test": "test", "testing": "test", "eval": "test"}  # fmt: skip
 """File names that say which split a file is."""
 SHARD = re.compile(r"-\d+-of-\d+$")
+METADATA = "metadata"
+"""The table of a folder of sound files in the layout of `datasets`; its column `file_name` is relative to it."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,23 @@ class Table:
         return replace(self, rows=[self.rows[n] for n in numbers], given=[self.given[n] for n in numbers])
 
 
-def read_rows(data: str, tagged: bool = False, choice: Choice | None = None, seed: int = 0) -> Table:
+@dataclass(frozen=True)
+class Reading:
+    """What is read of the files. tagged: text files are words with tags. audio: columns of sound are read too, as
+    {"bytes", "path"}. splits: (part, name) of the splits that were asked for."""
+
+    tagged: bool = False
+    audio: bool = False
+    splits: tuple[tuple[str, str], ...] = ()
+
+
+def read_rows(data: str, reading: Reading | None = None, choice: Choice | None = None, seed: int = 0) -> Table:
     """Every row that `data` names: a file, a folder of files, a `save_to_disk` folder or a hub name.
 
-    tagged: text files are words with tags. choice: which of the rows, `seed` for those that are drawn. Raises DataError
-    in one sentence.
+    choice: which of the rows, `seed` for those that are drawn. Raises DataError in one sentence.
     """
     choice = choice or Choice()
-    table = _read(data, tagged, splits_of(choice.split))
+    table = _read(data, replace(reading or Reading(), splits=tuple(splits_of(choice.split))))
     numbers = chosen(table.rows, choice, seed, table.source)
     if len(numbers) == len(table.rows):
         return table
@@ -51,29 +62,29 @@ def read_rows(data: str, tagged: bool = False, choice: Choice | None = None, see
     return replace(table.only(numbers), notes=(*table.notes, said))
 
 
-def _read(data: str, tagged: bool, splits: list[tuple[str, str]]) -> Table:
+def _read(data: str, reading: Reading) -> Table:
     if not data.strip():
         raise DataError("--data is empty; give a file, a folder or a hub name")
     path = Path(data).expanduser()
     if path.is_dir():
         if any((path / mark).is_file() for mark in arrow.SAVED):
-            wanted: list[tuple[str | None, str]] = [*splits] or [(None, "")]
-            read = [(part, arrow.read_saved(path, data, PLENTY, name)) for part, name in wanted]
+            wanted: list[tuple[str | None, str]] = [*reading.splits] or [(None, "")]
+            read = [(part, arrow.read_saved(path, data, PLENTY, name, reading.audio)) for part, name in wanted]
             return _joined(read, data, "arrow")
-        return _folder(path, data, tagged, splits)
+        return _folder(path, data, reading)
     if path.is_file():
-        if splits:
+        if reading.splits:
             raise DataError(f"{data} is one file and has no splits; leave out --split, or give the folder that holds "
                             "a file for each")  # fmt: skip
-        rows, encoding, note = _file(path, data, tagged)
+        rows, encoding, note = _file(path, data, reading)
         if not rows:
             raise DataError(f"{data} holds no rows; give a file with rows in it")
         return Table(rows, [""] * len(rows), data, path.suffix[1:].lower(), encoding, (note,) if note else ())
-    if path.exists() or path.suffix.lower() in _suffixes(tagged) or not sources.HUB_NAME.fullmatch(data):
+    if path.exists() or path.suffix.lower() in _suffixes(reading.tagged) or not sources.HUB_NAME.fullmatch(data):
         raise sources.missing(path, data)
     repo = ":".join([*data.split(":"), ""][:2])
-    names: list[tuple[str | None, str]] = [(part, f"{repo}:{name}") for part, name in splits] or [(None, data)]
-    return _joined([(part, arrow.read_hub(name, PLENTY)) for part, name in names], data, "hub")
+    names: list[tuple[str | None, str]] = [(part, f"{repo}:{name}") for part, name in reading.splits] or [(None, data)]
+    return _joined([(part, arrow.read_hub(name, PLENTY, reading.audio)) for part, name in names], data, "hub")
 
 
 def _suffixes(tagged: bool) -> tuple[str, ...]:
@@ -93,15 +104,15 @@ def _joined(read: Sequence[tuple[str | None, arrow.Table]], data: str, form: str
     return Table(rows, given, data, form, notes=tuple(notes))
 
 
-def _file(path: Path, name: str, tagged: bool) -> tuple[list[Row], str, str]:
+def _file(path: Path, name: str, reading: Reading) -> tuple[list[Row], str, str]:
     """(rows, encoding, note) of one file."""
-    suffix = path.suffix.lower()
+    tagged, suffix = reading.tagged, path.suffix.lower()
     if suffix not in _suffixes(tagged):
         raise DataError(f"{name} ends in {suffix or 'nothing'}; labelled data can be {', '.join(_suffixes(tagged))}")
     if path.stat().st_size == 0:
         raise DataError(f"{name} is empty; give a file with rows in it")
     if suffix in arrow.BUILDERS:
-        table = arrow.read_file(path, name, PLENTY)
+        table = arrow.read_file(path, name, PLENTY, reading.audio)
         return table.rows, "", table.note
     if suffix in (conll.SUFFIXES if tagged else conll.NAMED):
         text, encoding = decode(path.read_bytes(), name, partial=False)
@@ -110,7 +121,13 @@ def _file(path: Path, name: str, tagged: bool) -> tuple[list[Row], str, str]:
     return read.rows, read.encoding, read.note
 
 
-def _folder(path: Path, data: str, tagged: bool, splits: list[tuple[str, str]]) -> Table:
+def _below(folder: Path, row: Row) -> Row:
+    name = row.get("file_name")
+    return {**row, "file_name": (folder / name).as_posix()} if isinstance(name, str) and name else row
+
+
+def _folder(path: Path, data: str, reading: Reading) -> Table:
+    tagged, splits = reading.tagged, reading.splits
     files = sorted(
         (p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in _suffixes(tagged) and p.stat().st_size),
         key=lambda p: p.relative_to(path).as_posix(),
@@ -122,7 +139,8 @@ def _folder(path: Path, data: str, tagged: bool, splits: list[tuple[str, str]]) 
         raise DataError(
             f"the folder {data} holds texts without labels; put those of each class into a sub-folder named after it"
         )
-    above = {file: file.relative_to(path).parts[0] if classes else stem_of(file) for file in files}
+    # train/sport/001.txt, train/metadata.csv, train.csv
+    above = {f: f.relative_to(path).parts[0] if classes or f.stem == METADATA else stem_of(f) for f in files}
     parts = {name: part for part, name in splits}
     there = list(dict.fromkeys(above.values()))
     if absent := next((name for name in parts if name not in there), None):
@@ -134,7 +152,9 @@ def _folder(path: Path, data: str, tagged: bool, splits: list[tuple[str, str]]) 
     for file in files:
         if splits and above[file] not in parts:
             continue
-        found, encoding, note = _file(file, file.relative_to(path).as_posix(), tagged)
+        found, encoding, note = _file(file, file.relative_to(path).as_posix(), reading)
+        if file.stem == METADATA:
+            found = [_below(file.parent.relative_to(path), row) for row in found]
         rows += [{**row, "label": file.parent.name} for row in found] if classes else found
         part = parts[above[file]] if splits else SPLITS.get(above[file].lower(), "")
         given += [part] * len(found)

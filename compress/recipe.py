@@ -13,6 +13,7 @@ from compress.core.types import BITS
 
 DEMO = "demo"
 EVAL_DOCUMENTS, EVAL_ROWS = 16, 500  # held out for measuring: documents of text, labelled rows
+EVAL_WRITTEN = 100  # the same of rows whose answers are written
 
 
 class _Settings(BaseModel):
@@ -91,7 +92,9 @@ class Recipe(_Settings):
     samples: int = Field(64, ge=1, description="calibration sequences")
     seq_len: int = Field(512, ge=8, description="tokens per sequence")
     eval_samples: int | None = Field(
-        None, ge=0, description="held-out documents or rows; 0 measures nothing; default: 16 documents, 500 rows"
+        None,
+        ge=0,
+        description="held-out documents or rows; 0 measures nothing; default: 16, 500, 100 written",
     )
     task: str = Field("auto", description="what the model is for; auto: its class")
     columns: dict[str, str] = Field(default_factory=dict, description="role -> column, where usual names do not fit")

@@ -80,7 +80,9 @@ class Feature:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(L,) of the ids, (C, L) of several texts."""
+        """(L,) of the ids or of the samples of speech, (C, L) of several texts."""
+        if "samples" in self.inputs:
+            return (len(self.inputs["samples"]),)
         ids = self.inputs["input_ids"]
         return (len(ids), len(ids[0])) if ids and isinstance(ids[0], list) else (len(ids),)
 
@@ -110,11 +112,16 @@ class Task(ABC):
     text: ClassVar[bool] = False  # a row is a document without an answer
     tunable: ClassVar[bool] = True
     score_batch: ClassVar[int] = 32  # features scored at once
+    hears: ClassVar[bool] = False  # a row is speech: its models read input_features
 
     @property
     def columns_asked(self) -> int:
         """How many columns there must be: where several tasks fit a file, the one that asks for most is meant."""
         return sum(asked.required for asked in self.fields)
+
+    def fits(self, architecture: str) -> bool:
+        """Whether a model class is one of this task's."""
+        return bool(self.architecture) and architecture.endswith(self.architecture)
 
     def columns(self, rows: Sequence[Row], given: Mapping[str, str], source: str) -> dict[str, str]:
         """role -> column name: what the user named, else the first usual name that is there.
@@ -153,6 +160,11 @@ class Task(ABC):
         """What several rows may be about: rows with the same are in one part of the data. None: nothing is shared."""
         del rows, columns
         return None
+
+    def located(self, rows: Sequence[Row], columns: Mapping[str, str], folder: Path) -> list[Row]:
+        """Rows whose files are found: paths in their cells are relative to `folder`, that of the table."""
+        del columns, folder
+        return list(rows)
 
     def strata(self, rows: Sequence[Row], columns: Mapping[str, str]) -> list[str]:
         """A group for each row; every part of the data gets the same share of each."""
@@ -194,6 +206,11 @@ class Task(ABC):
         """What the task needs to know of a model beside its config. Raises ModelError."""
         del folder
         return {}
+
+    def surveyed(self, rows: Sequence[Row], context: Context) -> Context:
+        """`context` with what all training rows together tell."""
+        del rows
+        return context
 
     def outputs(self, output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         """What answers are made from, (B, ...), of a model's output for `inputs`."""

@@ -18,6 +18,8 @@ from torch import Tensor
 from compress.core import errors
 from compress.core.device import child_environment, free_memory_bytes
 from compress.core.errors import CompressError, ModelError
+from compress.core.task import Context, Row
+from compress.measure.answers import packed
 from compress.measure.size import locate
 from compress.measure.subject import ENCODER, Description, WorkerSettings
 
@@ -37,6 +39,7 @@ class Worker:
         """Start the process; no model yet. Raises CompressError when it does not start."""
         self.name = ""
         self.description: Description | None = None
+        self._columns: dict[str, str] = {}
         self.free_bytes = free_memory_bytes()
         self._pending: list[str] = []
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
@@ -114,6 +117,22 @@ class Worker:
     def generate(self, prompts: Sequence[str], n: int) -> list[dict[str, Any]]:
         """Greedy continuations, [{"text", "ids"}], through the chat template where there is one."""
         result: list[dict[str, Any]] = self._ask("generate", {"prompts": list(prompts), "n": n})
+        return result
+
+    def open_task(self, subject: str, task: str, context: Context) -> None:
+        """Open `subject` to write answers for rows of a task. Raises ModelError."""
+        self.name = subject
+        self._columns = dict(context.columns)
+        told = {
+            "columns": self._columns,
+            "max_length": context.max_length,
+            "new_tokens": context.settings["new_tokens"],
+        }
+        self._ask("open_task", {"subject": subject, "task": task, "told": told})
+
+    def answers(self, rows: Sequence[Row]) -> list[str]:
+        """A text a row, all rows in one batch, by the model that `open_task` opened."""
+        result: list[str] = self._ask("answers", {"rows": [packed(row, self._columns) for row in rows]})
         return result
 
     def latency(self, prompt: int, decode: int, repeats: int, warmup: int = 1) -> dict[str, Any]:

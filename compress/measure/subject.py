@@ -55,7 +55,7 @@ class Description:
 def describe(subject: str, settings: WorkerSettings) -> Description:
     """Read a subject's config; no weight is opened. Raises ModelError."""
     found = locate(subject, settings.allow_pickle)
-    return _description(found, _config(found, settings), settings)
+    return _description(found, load_config(found, settings), settings)
 
 
 class Subject:
@@ -65,10 +65,11 @@ class Subject:
         """Open `subject`. Raises ModelError when it cannot be, CompressError when memory runs out."""
         self.found = locate(subject, settings.allow_pickle)
         self.settings = settings
-        config = _config(self.found, settings)
+        config = load_config(self.found, settings)
         self.description = _description(self.found, config, settings)
         begin = time.perf_counter()
-        self.model = _load(self.found, config, self.description.kind, settings)
+        kind = self.description.kind
+        self.model = load_model(self.found, config, _auto_class(kind), settings, pooler=kind != DECODER)
         self.load_seconds = time.perf_counter() - begin
         self.accepted = set(inspect.signature(self.model.forward).parameters)
         self.tokenizer: Any = None
@@ -195,12 +196,7 @@ class Subject:
 
     def _tokenizer(self) -> Any:
         if self.tokenizer is None:
-            from transformers import AutoTokenizer
-
-            try:
-                self.tokenizer = AutoTokenizer.from_pretrained(**_where(self.found, self.settings))
-            except Exception as error:  # tokenizers raise bare Exception
-                raise _cannot_open(f"the tokenizer of {self.found.name}", error) from None
+            self.tokenizer = load_tokenizer(self.found, self.settings)
         return self.tokenizer
 
 
@@ -224,7 +220,8 @@ def _where(found: Located, settings: WorkerSettings) -> dict[str, Any]:
     return where
 
 
-def _config(found: Located, settings: WorkerSettings) -> Any:
+def load_config(found: Located, settings: WorkerSettings) -> Any:
+    """The config of a located model. Raises ModelError."""
     if found.gguf_file:
         try:
             import gguf  # noqa: F401
@@ -299,10 +296,24 @@ def _skeleton(config: Any, kind: str, settings: WorkerSettings) -> Any:
         raise _cannot_open(config.name_or_path or config.model_type, error) from None
 
 
-def _load(found: Located, config: Any, kind: str, settings: WorkerSettings) -> Any:
+def load_tokenizer(found: Located, settings: WorkerSettings) -> Any:
+    """The tokenizer of a located model. Raises ModelError."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(**_where(found, settings))
+    except Exception as error:  # tokenizers raise bare Exception
+        raise _cannot_open(f"the tokenizer of {found.name}", error) from None
+
+
+def load_model(found: Located, config: Any, auto: Any, settings: WorkerSettings, pooler: bool = False) -> Any:
+    """A located model as the class `auto` opens it, in eval mode. pooler: it may lack the weights of one.
+
+    Raises ModelError, also for weights that are not there; CompressError when memory runs out.
+    """
     safe = None if found.gguf_file or settings.allow_pickle else True
     try:
-        model, info = _auto_class(kind).from_pretrained(
+        model, info = auto.from_pretrained(
             **_where(found, settings),
             config=config,
             dtype=torch_dtype(settings.dtype),
@@ -320,7 +331,7 @@ def _load(found: Located, config: Any, kind: str, settings: WorkerSettings) -> A
     missing = sorted(
         key
         for key in info["missing_keys"]
-        if (kind == DECODER or "pooler" not in key)
+        if not (pooler and "pooler" in key)
         and "Sinusoidal" not in type(model.get_submodule(key.rpartition(".")[0])).__name__
     )
     if missing:

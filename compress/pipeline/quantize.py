@@ -29,13 +29,16 @@ from compress.core.types import (
     Structure,
     torch_dtype,
 )
+from compress.core.writing import WritingTask
 from compress.measure.size import bits_per_weight, weight_bytes
 from compress.pipeline import finish, identity, inputs, judge
+from compress.pipeline.answered import with_answers
 from compress.pipeline.collect import Collector, Counted, MakeCollector
 from compress.pipeline.damage import Trials
 from compress.pipeline.hooks import Hooks, Stages
-from compress.pipeline.labelled import find_labelled
+from compress.pipeline.labelled import find_labelled, has_rows, hears
 from compress.pipeline.outside import Outside
+from compress.pipeline.pairs import prepared_pairs
 from compress.pipeline.replay import Trace
 from compress.pipeline.store import Store
 from compress.pipeline.stream import Stream, Streams, needs_of, reads_text, text_inputs
@@ -153,6 +156,9 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     )
     record = finish.verify_and_sample(record, store, ready.data.heldout if ready.data else None, hooks.report)
     stages.done("verify and sample")
+    if ready.text is not None:
+        record = with_answers(record, ready.text, store, journal, hooks.report)
+        stages.done("write answers")
     return replace(record, stages=stages.seconds)
 
 
@@ -211,7 +217,8 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     notes = [*opened.notes, *plan.notes, *([structure.generic] if structure.generic else [])]
     data, text = None, None
     reads = mixed or any(reads_text(chosen) for chosen in plan.layers.values())
-    if (reads or recipe.eval_samples != 0) and (because := _cannot_stream(checkpoint, structure)):
+    heard = hears(recipe, checkpoint.config) and has_rows(recipe, opened.folder)
+    if (reads or recipe.eval_samples != 0) and (because := _cannot_stream(checkpoint, structure, heard)):
         notes.append(because)
         mixed = False
     elif reads or recipe.eval_samples != 0:
@@ -234,10 +241,12 @@ def _refuses(checkpoint: Checkpoint, structure: Structure) -> uniform.Refuses:
     return refuses
 
 
-def _cannot_stream(checkpoint: Checkpoint, structure: Structure) -> str | None:
+def _cannot_stream(checkpoint: Checkpoint, structure: Structure, heard: bool) -> str | None:
+    """heard: the model reads speech, and there are rows of it."""
     main = getattr(checkpoint.model, "main_input_name", "input_ids")
-    if main != "input_ids":
-        return f"the model reads {main}, not text: weights are rounded to nearest and nothing is measured"
+    if main != "input_ids" and not heard:
+        remedy = "; --data with columns of audio and text" if main == "input_features" else ""
+        return f"the model reads {main}, not text: weights are rounded to nearest and nothing is measured{remedy}"
     if structure.blocks[0].name == "":
         return "the model is not a list of blocks: weights are rounded to nearest and nothing is measured"
     if getattr(checkpoint.config, "share_encoder_decoder_embeddings", None) is False:
@@ -263,6 +272,8 @@ def _data(recipe: Recipe, opened: Opened, checkpoint: Checkpoint) -> tuple[Prepa
             crf.decode if crf is not None else None,
             {**labelled.task.settings(opened.folder), **labelled.settings},
         )
+        if isinstance(labelled.task, WritingTask):
+            return prepared_pairs(labelled, context, recipe)
         held = EVAL_DOCUMENTS if labelled.task.text else EVAL_ROWS
         held = held if recipe.eval_samples is None else recipe.eval_samples
         text = task_text(labelled, context, recipe.samples * recipe.seq_len, held, recipe.seed)
@@ -329,7 +340,7 @@ def _measure(
         hooks.report("measuring", 0, 1)
         name = str(store.work.parent.parent)
         found = judge.judge(ready.checkpoint, ready.structure, streams, outside, name, ready.data.heldout)
-        if ready.text is not None:
+        if ready.text is not None and not isinstance(ready.text.task, WritingTask):
             found = [*judge.judge_task(ready.checkpoint, ready.structure, streams, outside, ready.text, name), *found]
         judge.write_probe(store.work / "probe.safetensors", ready.checkpoint, ready.structure, streams, outside)
         hooks.report("measuring", 1, 1)

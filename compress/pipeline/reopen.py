@@ -19,6 +19,7 @@ from compress.core.errors import ModelError
 from compress.core.numerics.bootstrap import bootstrap
 from compress.core.task import Context, Task
 from compress.core.types import Measurement
+from compress.core.writing import WritingTask
 from compress.train.score import Part, outputs_of, score
 from compress.train.tuning import Tuning
 
@@ -87,8 +88,7 @@ def examined(
     for name in opener.openers():
         model = opener.open(name, out)
         found = probe(model, task, context, part)
-        difference = max(float((a - b).abs().max()) for a, b in zip(found, trained, strict=True))
-        tolerance = TOLERANCE * max(1.0, *(float(output.abs().max()) for output in trained))
+        difference, tolerance = _apart(task, found, trained, context)
         lines.append({
             "check": f"outputs of {'the adapter on its base' if name == 'peft' else 'from_pretrained'} in float32",
             "runtime": f"{name} {device.package_version(name)}",
@@ -98,6 +98,15 @@ def examined(
             "passed": difference <= tolerance,
         })  # fmt: skip
     return measure(model, task, context, part, str(out)), lines
+
+
+def _apart(task: Task, found: Sequence[Tensor], trained: Sequence[Tensor], context: Context) -> tuple[float, float]:
+    """The largest difference of outputs, and how large it may be. Texts that were written are equal or are not."""
+    if isinstance(task, WritingTask):
+        texts = [task.answers(outputs, (), context) for outputs in (found, trained)]
+        return float(sum(a != b for a, b in zip(*texts, strict=True))), 0.0
+    difference = max(float((a - b).abs().max()) for a, b in zip(found, trained, strict=True))
+    return difference, TOLERANCE * max(1.0, *(float(output.abs().max()) for output in trained))
 
 
 def measure(model: Any, task: Task, context: Context, part: Part, subject: str) -> list[Measurement]:

@@ -19,6 +19,7 @@ from compress.core.errors import DataError
 from compress.core.numerics.bootstrap import Array, bootstrap
 from compress.core.task import TRUTHS, Context, Feature, Row, Task
 from compress.core.types import Measurement, TokenSet
+from compress.core.writing import WritingTask
 from compress.pipeline.labelled import Labelled
 from compress.pipeline.stream import BATCH_TOKENS
 
@@ -39,7 +40,10 @@ class TaskText:
         """Model inputs, batch by batch, without labels."""
         features = self.calibration if calibration else self.heldout
         batches = self.calibration_batches if calibration else self.heldout_batches
-        return [stacked([features[n] for n in batch]) for batch in batches]
+        chosen = ([features[n] for n in batch] for batch in batches)
+        if isinstance(self.task, WritingTask):
+            return [self.task.forced(batch, self.context) for batch in chosen]
+        return [stacked(batch) for batch in chosen]
 
 
 def task_text(labelled: Labelled, context: Context, tokens: int, held: int, seed: int) -> TaskText:
@@ -107,17 +111,41 @@ def _tokens(features: Iterable[Feature], source: str) -> TokenSet:
     found = list(features)
     state = hashlib.sha256()
     for feature in found:
-        state.update(repr(sorted(feature.inputs.items())).encode())
+        plain = {k: v.tobytes() if isinstance(v, np.ndarray) else v for k, v in feature.inputs.items()}
+        state.update(repr(sorted(plain.items())).encode())
     texts = [(ids, f.row) for f in found for ids in texts_of(f)]
     return TokenSet(tuple(ids for ids, _ in texts), tuple(row for _, row in texts), state.hexdigest(), source)
 
 
 def texts_of(feature: Feature) -> list[Tensor]:
-    """The token ids (L,) of each text of a feature, without what pads them to one length."""
-    ids = torch.tensor(feature.inputs["input_ids"])
+    """The token ids (L,) of each text of a feature, without what pads them to one length; speech has its labels."""
+    ids = torch.tensor(feature.inputs.get("input_ids", feature.inputs.get("labels")))
     if ids.ndim == 1:
         return [ids]
     return [row[mask] for row, mask in zip(ids, torch.tensor(feature.inputs["attention_mask"]).bool(), strict=True)]
+
+
+def compared(task: Task, counts: Sequence[Array], subject: str) -> list[Measurement]:
+    """The task's figures of two models, their counts (rows, k) original first, and their difference paired by row."""
+    rows = []
+    number = len(counts[0])
+    for name, found in (("original", counts[0]), (subject, counts[1])):
+        values, bounds = bootstrap(found, task.figures, 0)
+        rows += [
+            Measurement(name, m.name, m.unit, float(v), *b, n=number, detail={"split": "test"})
+            for m, v, b in zip(task.metrics, values, bounds, strict=True)
+        ]
+    width = counts[0].shape[1]
+
+    def lost(totals: Array) -> Array:
+        return task.figures(totals[:, width:]) - task.figures(totals[:, :width])
+
+    values, bounds = bootstrap(np.concatenate(counts, axis=1), lost, 0)
+    rows += [
+        Measurement(subject, f"{m.name}_change", m.unit, float(v), *b, n=number, detail={"paired": True})
+        for m, v, b in zip(task.metrics, values, bounds, strict=True)
+    ]
+    return [row for row in rows if math.isfinite(row.median)]
 
 
 @dataclass
@@ -130,27 +158,9 @@ class TaskScores:
 
     def measurements(self, subject: str) -> list[Measurement]:
         """The task's figures of both models, their difference paired by row, KL and agreement of their answers."""
-        task, text = self.text.task, self.text
+        task = self.text.task
         counts = [self._counts(found) for found in (self.original, self.compressed)]
-        rows = []
-        for name, found in (("original", counts[0]), (subject, counts[1])):
-            values, bounds = bootstrap(found, task.figures, 0)
-            rows += [
-                Measurement(name, m.name, m.unit, float(v), *b, n=len(text.rows), detail={"split": "test"})
-                for m, v, b in zip(task.metrics, values, bounds, strict=True)
-            ]
-        width = counts[0].shape[1]
-
-        def lost(totals: Array) -> Array:
-            return task.figures(totals[:, width:]) - task.figures(totals[:, :width])
-
-        values, bounds = bootstrap(np.concatenate(counts, axis=1), lost, 0)
-        rows += [
-            Measurement(subject, f"{m.name}_change", m.unit, float(v), *b, n=len(text.rows), detail={"paired": True})
-            for m, v, b in zip(task.metrics, values, bounds, strict=True)
-        ]
-        rows = [row for row in rows if math.isfinite(row.median)]
-        return rows + self._divergence(subject)
+        return compared(task, counts, subject) + self._divergence(subject)
 
     def _counts(self, found: dict[int, Tensor]) -> Array:
         outputs = [found[n] for n in range(len(self.text.heldout))]

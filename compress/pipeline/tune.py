@@ -109,6 +109,7 @@ def _prepare(recipe: TuneRecipe, hooks: Hooks) -> Prepared:
     length = min(recipe.max_length, inputs.longest_sequence(config))
     settings = {**labelled.task.settings(opened.folder), **labelled.settings}
     context = Context(tokenizer, labelled.columns, labelled.labels, length, settings=settings)
+    context = labelled.task.surveyed([labelled.rows[n] for n in labelled.division.train], context)
     return Prepared(
         recipe, tuning, opened, config, labelled, context, device.environment(), (*opened.notes, *labelled.notes)
     )

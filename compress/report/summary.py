@@ -161,7 +161,9 @@ def basis(record: RunRecord) -> str:
     tokens = judged[0].detail.get("tokens")
     what = "held-out row" if record.data.get("task") else "held-out document"
     more = f", {words.plural(tokens, 'token')}" if isinstance(tokens, int) else ""
-    return f"Brackets are 95 % intervals over {words.plural(judged[0].n, what)}{more}."
+    least, most = min(m.n for m in judged), max(m.n for m in judged)  # models write for more rows than they are forced
+    over = words.plural(most, what) if least == most else f"{least} to {words.plural(most, what)}"
+    return f"Brackets are 95 % intervals over {over}{more}."
 
 
 def best(record: RunRecord) -> list[Figure]:

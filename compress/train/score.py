@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from compress.core.errors import ModelError
 from compress.core.numerics.bootstrap import Array
-from compress.core.task import Context, Feature, Row, Task
+from compress.core.task import TRUTHS, Context, Feature, Row, Task
+from compress.core.writing import WritingTask
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ def outputs_of(model: nn.Module, task: Task, context: Context, features: Sequenc
             numbers = order[start : start + task.score_batch]
             chosen = [features[n] for n in numbers]
             batch = {name: tensor.to(device) for name, tensor in task.collate(chosen, context).items()}
+            if isinstance(task, WritingTask):
+                read = {name: tensor for name, tensor in batch.items() if name not in TRUTHS}
+                found |= dict(zip(numbers, task.predict(model, read, context).cpu(), strict=True))
+                continue
             logits = task.run(model, batch).float().cpu()
             if not bool(torch.isfinite(logits).all()):
                 raise ModelError("the model gives NaN or infinity on held-out rows")

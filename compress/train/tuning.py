@@ -12,7 +12,7 @@ from compress.core.errors import MissingExtraError, ModelError
 
 @dataclass(frozen=True)
 class Ground:
-    """What a method finds. task: peft's name of it, empty where it has none.
+    """What a method finds. task: peft's name of it, "" where it has none.
 
     fresh: modules that the checkpoint did not have, with new weights.
     They are trained and kept whatever the method is: nobody could make the same random weights again.
@@ -69,7 +69,7 @@ def one_text(model: Any, ground: Ground, name: str) -> None:
     """Raises ModelError where peft has no way to put something before the text, and as without_fresh_body does."""
     if not ground.task:
         raise ModelError(
-            f"{type(model).__name__} reads several texts at once, before which peft puts no {name}; use --method lora"
+            f"{type(model).__name__} reads no single text that a {name} could stand before; use --method lora"
         )
     without_fresh_body(model, ground, name)
 

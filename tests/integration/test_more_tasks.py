@@ -166,7 +166,7 @@ def test_choices_by_adapters_that_can(bert: Path, tmp_path: Path) -> None:
     data = write_choices(tmp_path / "quiz.csv", 40)
     run(bert, data, tmp_path / "lora", method="lora", epochs=1)
     assert (tmp_path / "lora" / "adapter" / "adapter_config.json").is_file()
-    with pytest.raises(ModelError, match="reads several texts at once, before which peft puts no prompt"):
+    with pytest.raises(ModelError, match="reads no single text that a prompt could stand before"):
         run(bert, data, tmp_path / "out", method="prompt")
     with pytest.raises(UsageError, match="--resample weights is for classes of rows; multiple-choice has none"):
         run(bert, data, tmp_path / "out", resample="weights")

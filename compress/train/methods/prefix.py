@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from compress.core.errors import ModelError
 from compress.train.tuning import Ground, Tuning, one_text, peft_model
 
 
@@ -18,7 +19,10 @@ class Options:
 
 
 def apply(model: Any, ground: Ground, options: Options) -> Any:
-    """The model with learned keys and values."""
+    """The model with learned keys and values. Raises ModelError for an encoder-decoder, which peft 0.21 cannot have
+    write so: it knows the cache by the name that transformers 5.24 has given up."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ModelError(f"peft cannot put a prefix before what {type(model).__name__} writes; use --method lora")
     one_text(model, ground, "prefix")
     made = peft_model(
         model, lambda peft: peft.PrefixTuningConfig(task_type=ground.task, num_virtual_tokens=options.tokens)

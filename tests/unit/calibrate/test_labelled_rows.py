@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from calibrate import conll
 from calibrate.divide import LEAST, divide
-from calibrate.rows import read_rows
+from calibrate.rows import Reading, read_rows
 from compress.core.errors import DataError
 
 CONLL = "-DOCSTART- O\n\nEU\tB-org\nrejects\tO\n\n# text = x\nGerman NNP B-misc\ncall NN O\n\t\nend O\n"
@@ -33,7 +33,7 @@ def test_a_line_without_a_tag_is_named() -> None:
 def test_a_text_file_is_conll_for_taggers_only(tmp_path: Path) -> None:
     file = tmp_path / "ner.txt"
     file.write_text("a\tO\nb\tB-x\n\nc\tO\n", encoding="utf-8")
-    assert len(read_rows(str(file), tagged=True).rows) == 2
+    assert len(read_rows(str(file), Reading(tagged=True)).rows) == 2
     assert len(read_rows(str(file)).rows) == 1
 
 

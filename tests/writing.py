@@ -1,0 +1,76 @@
+"""Tables and tiny models for tasks that write: texts with summaries, tones with what they say."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import wave
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+from tests.tiny import MELS, save_tiny
+
+WORDS = ("river", "market", "window", "report", "engine", "garden", "minute", "school")
+SIGNS = {"goal": "sport news", "chip": "a new code", "bread": "salt and food"}
+TONES = {"low": 300.0, "middle": 1200.0, "high": 4000.0}
+
+
+def write_summaries(path: Path, rows: int = 60) -> Path:
+    """Documents of which one word tells the summary."""
+    draw = random.Random(0)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["document", "summary"])
+        for number in range(rows):
+            sign = sorted(SIGNS)[number % 3]
+            words = [*draw.choices(WORDS, k=3), *[sign] * 3, str(number)]
+            draw.shuffle(words)
+            writer.writerow([" ".join(words), SIGNS[sign]])
+    return path
+
+
+def write_speech(folder: Path, rows: int = 30, rate: int = 8000) -> Path:
+    """An audio folder: metadata.csv and wav files, each a tone whose height is what is said."""
+    (folder / "clips").mkdir(parents=True)
+    draw = random.Random(0)
+    with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", "transcription"])
+        for number in range(rows):
+            tone = sorted(TONES)[number % 3]
+            name = f"clips/{number:02d}.wav"
+            write_tone(folder / name, TONES[tone] * draw.uniform(0.9, 1.1), rate)
+            writer.writerow([name, f"a {tone} tone {number}"])
+    return folder
+
+
+def write_tone(path: Path, hertz: float, rate: int, seconds: float = 0.3) -> None:
+    """A sine in 16 bits."""
+    samples = 12000 * np.sin(2 * np.pi * min(hertz, rate / 2.1) * np.arange(int(rate * seconds)) / rate)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(samples.astype("<i2").tobytes())
+
+
+def save_writer(name: str, folder: Path) -> Path:
+    """A tiny encoder-decoder, with the feature extractor of a window of 2 s where it hears."""
+    save_tiny(name, folder)
+    if name == "whisper":
+        extractor = transformers.WhisperFeatureExtractor(feature_size=MELS, chunk_length=2, hop_length=125)
+        extractor.save_pretrained(folder)
+        path = folder / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        assert config["num_mel_bins"] == MELS
+    return folder
+
+
+def original_of(folder: Path, auto: str) -> torch.nn.Module:
+    """The model as transformers opens it, in float32."""
+    model: torch.nn.Module = getattr(transformers, auto).from_pretrained(folder, dtype=torch.float32).eval()
+    return model
