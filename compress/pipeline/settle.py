@@ -55,7 +55,7 @@ def _tried(model: Any, labelled: Labelled, context: Context, part: Part, setting
     recipe = settings.recipe
 
     def length(example: loop.Example) -> int:
-        return max(len(feature.inputs["input_ids"]) for feature in example)
+        return max(feature.shape[-1] for feature in example)
 
     def loss(examples: Sequence[loop.Example]) -> Tensor:
         return loop.step_loss(model, examples, labelled.task, context, settings.weights)
