@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from compress.commands import _run
@@ -10,6 +12,7 @@ EXAMPLES = _run.epilog(
     "compress bench ./my-model ./my-model-4bit",
     "compress bench ./my-model ./small ./smaller --data reviews.csv --html bench.html",
     "compress bench ./my-model-4bit --no-quality --repeats 10",
+    "compress bench ./tuned ./tuned-8bit                       # a task model: its scores on its held-out rows",
 )
 
 
@@ -25,7 +28,11 @@ def command(
     subjects: list[str] = SUBJECTS,
     data: str | None = typer.Option(None, help="Text to judge on: file, folder or hub name [default: built-in text]."),
     text_column: str | None = typer.Option(None, help="Column that holds the text [default: guessed]."),
-    eval_samples: int = typer.Option(16, help="Held-out documents."),
+    task: str = typer.Option("auto", help="What the models are for [default: by the first one's class]."),
+    columns: list[str] | None = _run.COLUMNS,
+    eval_samples: int | None = typer.Option(
+        None, help="Held-out documents, or rows of a task [default: 16 documents, 500 rows]."
+    ),
     seq_len: int = typer.Option(512, help="Longest document in tokens."),
     seed: int = typer.Option(0, help="Seed of the split."),
     quality: bool = typer.Option(True, "--quality/--no-quality", help="Perplexity, KL, agreement."),
@@ -52,8 +59,19 @@ def command(
         from compress.core.files import atomic_write
         from compress.measure.settings import BenchSettings
         from compress.pipeline.bench import Text, bench
+        from compress.recipe import EVAL_DOCUMENTS, Recipe
 
-        text = Text(DataSettings(data, text_column, 64, seq_len, eval_samples, seed)) if quality else None
+        held = EVAL_DOCUMENTS if eval_samples is None else eval_samples
+        wanted: dict[str, Any] = {
+            "model": subjects[0],
+            "data": data,
+            "text_column": text_column,
+            "task": task,
+            "seed": seed,
+        }
+        wanted |= {"columns": _run.roles(columns) or {}, "eval_samples": eval_samples, "seq_len": seq_len}
+        rows = Recipe.build(**wanted, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+        text = Text(DataSettings(data, text_column, 64, seq_len, held, seed), rows) if quality else None
         settings = BenchSettings(
             subjects=tuple(subjects),
             prompt_tokens=prompt_tokens,
