@@ -22,6 +22,7 @@ from compress.plan.uniform import all_layers
 from compress.recipe import Recipe, TuneRecipe
 from compress.report import html, terminal
 from compress.report import record as records
+from compress.report.steps import auto_class
 from export.formats.compressed_tensors import FORMAT, Stored
 from export.verify import check_stored, compare_whole
 
@@ -83,9 +84,11 @@ def quantization_config(
     return FORMAT.quantization_config(packed, sorted(dense - set(packed)), experts)
 
 
-def write_readme(out: Path, name: str, plan: Plan, notes: tuple[str, ...]) -> None:
+def write_readme(out: Path, name: str, plan: Plan, notes: tuple[str, ...], architecture: str) -> None:
     """README.md of the artifact: what it is and the exact lines that open it."""
-    schemes = sorted({p.scheme.name for p in plan.layers.values() if p.scheme.kind == "int" and p.packed})
+    packed = [p for p in plan.layers.values() if p.scheme.kind == "int" and p.packed]
+    schemes = sorted({f"{p.scheme.name} {p.activation.name if p.activation else ''}".strip() for p in packed})
+    loader = auto_class(architecture)
     beside = [n for n, p in plan.layers.items() if p.scheme.kind == "int" and not p.packed]
     lines = [
         f"# {name}, compressed",
@@ -93,16 +96,14 @@ def write_readme(out: Path, name: str, plan: Plan, notes: tuple[str, ...]) -> No
         f"Packed with compressed-tensors ({', '.join(schemes) or 'nothing packed'}) by compress.",
         "",
         "```python",
-        "from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer",
-        'model = AutoModelForCausalLM.from_pretrained(".", dtype="auto")   # needs: pip install compressed-tensors',
+        f"from transformers import {loader}, AutoTokenizer",
+        f'model = {loader}.from_pretrained(".", dtype="auto")   # needs: pip install compressed-tensors',
         'tokenizer = AutoTokenizer.from_pretrained(".")',
         "```",
         "",
-        "```sh",
-        "vllm serve . --dtype bfloat16",
-        "```",
-        "",
     ]
+    if loader == "AutoModelForCausalLM":
+        lines += ["```sh", "vllm serve . --dtype bfloat16", "```", ""]
     if beside:
         lines += [
             f"{len(beside)} layers ({beside[0]}, ...) are stored dense, since this format cannot hold their codes;",

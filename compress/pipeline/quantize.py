@@ -361,7 +361,7 @@ def _write_artifact(run: Run, store: Store) -> None:
     quantization = finish.quantization_config(ready.checkpoint, ready.structure, ready.plan, store)
     artifact.write_config(source, out, ready.dtype, quantization)
     write_json(out / "compress" / "plan.json", uniform.to_json(ready.plan))
-    finish.write_readme(out, ready.opened.name, ready.plan, ready.notes)
+    finish.write_readme(out, ready.opened.name, ready.plan, ready.notes, ready.structure.architecture)
     identity.write_manifest(
         out, "compressed-tensors", ready.opened.name, ready.recipe, run.fingerprint, ready.environment
     )
