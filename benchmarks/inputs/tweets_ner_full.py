@@ -1,4 +1,7 @@
-"""A tagger of names in tweets: MiniLM, every parameter tuned. Step size and epochs chosen by the validation tweets."""
+"""A tagger of names in tweets: MiniLM, every parameter tuned.
+
+Six times the default step size, which is BERT's, and six epochs: F1 on the validation tweets is at its best after five.
+"""
 
 from __future__ import annotations
 

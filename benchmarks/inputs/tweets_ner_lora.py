@@ -1,7 +1,7 @@
 """A tagger of names in tweets: LoRA on MiniLM.
 
-Rank and step size are twice the product's defaults and more, for 1,616 tweets teach ten types little in three epochs;
-chosen by the validation tweets.
+Twice the rank and step size of the product's defaults, and ten epochs: 1,616 tweets are 101 steps an epoch. Of the
+validation tweets' names it finds none after the first epoch, F1 .41 after the third and .48 at its best.
 """
 
 from __future__ import annotations
