@@ -38,8 +38,13 @@ def test_a_bound_is_held_by_the_change_and_a_gain_is_no_loss(
 ) -> None:
     lines = tasks.held([row("eight", eight), row("four", four)])
     assert [found["met"] for found in lines] == met
-    assert [found["bound"] for found in lines] == [">= 0.96", ">= -0.005", ">= -0.015"]
+    assert [found["bound"] for found in lines] == [">= 0.96", "0.005 worse", "0.015 worse"]
     assert ("MISSED" in tasks.shown(topics, row("eight", eight))) is not met[1]
+
+
+def test_fewer_errors_are_better() -> None:
+    assert tasks.worse("wer", 0.02) == 0.02
+    assert tasks.worse("accuracy", 0.02) == -0.02
 
 
 def test_a_weak_original_and_a_refused_run_are_missed(topics: tasks.Subject) -> None:
