@@ -57,6 +57,13 @@ def test_defaults_in_help_are_those_of_the_recipe(run: Run) -> None:
         "verify": ("verify", True),
         "task": ("auto, by its class", "auto"),
         "eval_samples": ("16 documents, 500 rows", None),
+        "mixed": ("encoders at 4 bits", None),
+        "activations": ("dynamic for encoders at 8 bits, else none", "auto"),
+        "act_strategy": ("token if dynamic", "auto"),
+        "act_observer": ("mse", "auto"),
+        "act_symmetric": ("symmetric by token only", None),
+        "embeddings": ("int8 in encoders", "auto"),
+        "smooth": ("off", 0.0),
     }
     fields = Recipe.model_fields
     assert {"bits", "group_size", "method", "samples", "seq_len", "eval_samples", "seed", "generate"} <= named.keys()
