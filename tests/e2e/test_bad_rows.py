@@ -111,7 +111,7 @@ def test_texts_longer_than_the_model_are_cut_counted_and_noted(run: Run, bert: P
     assert "15 of 60 rows are longer than 160 tokens and were cut; which is all that the model takes." in notes
     Path("out").rename("first")
     notes = done(run, bert, data, "--max-length", "100")["notes"]
-    assert "15 of 60 texts are longer than 100 tokens and were cut; see --max-length." in notes
+    assert "15 of 60 rows are longer than 100 tokens and were cut; see --max-length." in notes
 
 
 def spaced(model: Path, folder: Path) -> Path:
