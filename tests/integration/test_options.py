@@ -85,7 +85,8 @@ def test_other_architectures(tmp_path: Path, name: str, settings: dict[str, Any]
 @pytest.mark.parametrize("name", ["qwen2", "llama", "bart", "bert"])
 def test_vocabularies_at_int8(tmp_path: Path, name: str, bits: int) -> None:
     """Codes of the embedding are on the int8 grid in the file; a tied head stays tied."""
-    done = run(name, save_tiny(name, tmp_path / name), tmp_path / "out", bits=bits, embeddings="int8", head="int8")
+    wanted = {"bits": bits, "embeddings": "int8", "head": "int8", "mixed": False, "activations": "none"}
+    done = run(name, save_tiny(name, tmp_path / name), tmp_path / "out", **wanted)
     opened = assert_opens_as_meant(done)
     embedding, head = opened.get_input_embeddings().weight, opened.get_output_embeddings()
     tied = name != "llama"
