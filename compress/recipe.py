@@ -69,7 +69,7 @@ class Recipe(_Settings):
     )
     act_strategy: Literal["auto", "token", "tensor"] = Field("auto", description="one grid a token or a tensor")
     act_observer: Literal["auto", "minmax", "percentile", "mse", "entropy"] = Field(
-        "auto", description="how a static grid is chosen; auto: mse"
+        "auto", description="how a static grid is chosen; auto: minmax"
     )
     act_symmetric: bool | None = Field(None, description="no zero points; default: by token only")
     smooth: float = Field(

@@ -49,7 +49,7 @@ def command(
         None, help="One int8 grid a token or a tensor [default: token if dynamic]."
     ),
     act_observer: str | None = typer.Option(
-        None, help="How static grids are chosen: minmax, percentile, mse, entropy [default: mse]."
+        None, help="How static grids are chosen: minmax, percentile, mse, entropy [default: minmax]."
     ),
     act_symmetric: bool | None = typer.Option(
         None, "--act-symmetric/--act-asymmetric", help="Zero points of inputs [default: symmetric by token only]."

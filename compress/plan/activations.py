@@ -58,7 +58,7 @@ def _scheme(recipe: Recipe, wanted: str) -> ActScheme:
         return ActScheme(strategy, True, symmetric)
     if recipe.act_strategy == "token":
         raise RecipeError("--act-strategy token is for --activations dynamic: tokens are not known beforehand")
-    observer = "mse" if recipe.act_observer == "auto" else recipe.act_observer
+    observer = "minmax" if recipe.act_observer == "auto" else recipe.act_observer
     return ActScheme("tensor", False, bool(recipe.act_symmetric), observer)
 
 

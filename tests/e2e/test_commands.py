@@ -60,7 +60,7 @@ def test_defaults_in_help_are_those_of_the_recipe(run: Run) -> None:
         "mixed": ("encoders at 4 bits", None),
         "activations": ("dynamic for encoders at 8 bits, else none", "auto"),
         "act_strategy": ("token if dynamic", "auto"),
-        "act_observer": ("mse", "auto"),
+        "act_observer": ("minmax", "auto"),
         "act_symmetric": ("symmetric by token only", None),
         "embeddings": ("int8 in encoders", "auto"),
         "smooth": ("off", 0.0),
