@@ -219,7 +219,7 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     reads = mixed or any(reads_text(chosen) for chosen in plan.layers.values())
     heard = hears(recipe, checkpoint.config) and has_rows(recipe, opened.folder)
     if (reads or recipe.eval_samples != 0) and (because := _cannot_stream(checkpoint, structure, heard)):
-        notes.append(because)
+        notes.append(f"{because}, so that no layer was chosen for eight bits" if mixed else because)
         mixed = False
     elif reads or recipe.eval_samples != 0:
         data, text = _data(recipe, opened, checkpoint)

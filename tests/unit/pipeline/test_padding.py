@@ -60,10 +60,10 @@ def test_what_the_stream_lacks_is_that_of_the_text_alone() -> None:
     writers.batch(0, MASK)
     writers.reads(layer, x)
     writers.wrote(layer.name, stream)
-    spoilt = DriftCollector(*layer.shape, CPU)
+    alone = DriftCollector(*layer.shape, CPU)
     weights = 1 / wanted.square().mean(-1)
-    spoilt.add(x[MASK], (wanted - stream)[MASK], weights[MASK])
-    torch.testing.assert_close(writers.take(layer), spoilt.drift(), rtol=1e-4, atol=1e-5)
+    alone.add(x[MASK], (wanted - stream)[MASK], weights[MASK])
+    torch.testing.assert_close(writers.take(layer), alone.drift(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_mask_of_several_texts_is_flattened_as_the_model_does() -> None:
