@@ -142,7 +142,7 @@ class TuneRecipe(_Settings):
     method: str = Field("full", description="how the model is adapted")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the method")
     crf: bool = Field(False, description="a CRF over the tags of a sentence")
-    epochs: int = Field(3, ge=1, description="passes over the training rows, at most")
+    epochs: int = Field(0, ge=0, description="passes over the training rows, at most; 0: 3, up to 20 for few rows")
     learning_rate: float | None = Field(None, gt=0, description="highest step size; default: the method's")
     batch_size: int = Field(16, ge=1, description="rows per forward pass")
     find_batch_size: bool = Field(False, description="halve the rows per forward pass until they fit into memory")

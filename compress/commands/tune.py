@@ -48,7 +48,9 @@ def command(
     method: str | None = typer.Option(None, help="full, bitfit, lora ..., see below [default: full]."),
     option: list[str] | None = _run.OPTION,
     crf: bool = typer.Option(False, "--crf", help="Learn which tags follow one another, for taggers."),
-    epochs: int | None = typer.Option(None, help="Passes over the training rows, at most [default: 3]."),
+    epochs: int | None = typer.Option(
+        None, help="Passes over the training rows, at most [default: 3, up to 20 for few rows]."
+    ),
     learning_rate: float | None = typer.Option(None, help="Highest step size [default: the method's]."),
     batch_size: int | None = typer.Option(None, help="Rows per forward pass [default: 16]."),
     find_batch_size: bool = typer.Option(

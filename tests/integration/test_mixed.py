@@ -35,11 +35,11 @@ def measured(done: Run) -> dict[str, float]:
 def test_an_encoder_at_four_bits_is_mixed(tmp_path: Path, name: str) -> None:
     done = run(name, save_tiny(name, tmp_path / name), tmp_path / "out", bits=4)
     body = [result for result in done.record.layers if result.block >= 0]
-    assert {result.scheme for result in body} == {"int4-g64-sym", "int8-g64-sym"}
+    assert {result.scheme for result in body} == {"int4-g32-sym", "int8-g32-sym"}
     assert check_stored(done.out)["layers"] == len(body)
     assert compare_opened(open_artifact(done), read_header(done.probe))["difference"] <= 1e-5
     weights = {result.layer: result.shape[0] * result.shape[1] for result in body}
-    eight = [result.layer for result in body if result.scheme == "int8-g64-sym"]
+    eight = [result.layer for result in body if result.scheme == "int8-g32-sym"]
     assert sum(weights[layer] for layer in eight) <= 0.25 * sum(weights.values())
     q, k, v = (next(r.scheme for r in body if r.role == role) for role in ("q_proj", "k_proj", "v_proj"))
     assert q == k == v
@@ -48,7 +48,7 @@ def test_an_encoder_at_four_bits_is_mixed(tmp_path: Path, name: str) -> None:
 
 def test_one_scheme_when_asked(tmp_path: Path) -> None:
     done = run("bert", save_tiny("bert", tmp_path / "bert"), tmp_path / "out", bits=4, mixed=False)
-    assert {result.scheme for result in done.record.layers if result.block >= 0} == {"int4-g64-asym"}
+    assert {result.scheme for result in done.record.layers if result.block >= 0} == {"int4-g32-asym"}
 
 
 def test_a_decoder_is_mixed_when_asked(tmp_path: Path) -> None:

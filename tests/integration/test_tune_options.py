@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,30 @@ def test_a_batch_that_does_not_fit_is_halved_and_remembered(
     assert "32 rows did not fit into memory at once: 8 are used, and 4 forward passes for a step." in record.notes
     plain = run(bert, data, tmp_path / "plain", batch_size=8, accumulate=4, epochs=2)
     assert [line.get("loss") for line in record.training["lines"]] == [x.get("loss") for x in plain.training["lines"]]
+
+
+@pytest.mark.parametrize("crf", [False, True])
+def test_passes_of_a_step_weigh_by_their_labels(crf: bool, bert: Path, tmp_path: Path) -> None:
+    """Sentences of many lengths: two passes of eight rows make the step that one of sixteen makes."""
+    still = shutil.copytree(bert, tmp_path / "still")
+    config = json.loads((still / "config.json").read_text(encoding="utf-8"))
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (still / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    sentences = write_tags(tmp_path / "t.conll").read_text(encoding="utf-8").split("\n\n")
+    data = tmp_path / "uneven.conll"
+    data.write_text("\n\n".join("\n".join([s] * (1 + n % 7)) for n, s in enumerate(sentences)), encoding="utf-8")
+    records = [
+        run(still, data, tmp_path / f"out{rows}", epochs=2, batch_size=rows, accumulate=16 // rows, crf=crf)
+        for rows in (16, 8)
+    ]
+    norms = [[x["grad_norm"] for x in record.training["lines"] if "grad_norm" in x] for record in records]
+    assert len(norms[0]) > 3
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+@pytest.mark.parametrize(("steps", "passes"), [(1, 20), (15, 20), (33, 10), (99, 4), (100, 3), (5000, 3)])
+def test_few_rows_are_passed_over_more_often(steps: int, passes: int) -> None:
+    assert loop.passes_for(steps) == passes
 
 
 @pytest.mark.parametrize(("gain", "chosen"), [(1.7, "bfloat16"), (0.4, "float32")])
