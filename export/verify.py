@@ -7,6 +7,7 @@ transformers and compares its outputs with those of the compressed model in memo
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -87,7 +88,8 @@ def compare_whole(out: Path, probe: Path) -> dict[str, Any]:
     Raises VerificationError when the artifact cannot be opened.
     """
     command = [sys.executable, "-m", "export.verify", str(out), str(probe)]
-    run = subprocess.run(command, capture_output=True, text=True, env=child_environment(), check=False)
+    environment = child_environment() | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums in the same order
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if run.returncode != 0:
         said = (run.stderr.strip().splitlines() or ["no message"])[-1]
         raise VerificationError(f"transformers cannot open {out}: {said}")
@@ -98,16 +100,19 @@ def compare_whole(out: Path, probe: Path) -> dict[str, Any]:
 def compare_opened(model: Any, probe: dict[str, TensorEntry]) -> dict[str, Any]:
     """Compare the outputs of a loaded artifact with those kept in `probe`; a line for the record.
 
-    model: in float32, eval mode. probe: entries `input.NAME` and `output` (1, n, V or D), see `read_header`.
+    model: in float32, eval mode. probe: entries `input.NAME` (B, ...) and `output`, (b, n, V or D) or (b, labels), of
+    the first b rows and n positions; see `read_header`.
     """
     import transformers
 
     expected = read_tensor(probe["output"])
     inputs = {name.removeprefix("input."): read_tensor(e) for name, e in probe.items() if name != "output"}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        inputs["logits_to_keep"] = torch.arange(expected.shape[1])
     with torch.no_grad():
         output = model(**inputs)
     got = next(v for v in output.to_tuple() if isinstance(v, Tensor) and v.is_floating_point())
-    got = got[:, : expected.shape[1]].float()
+    got = got[: expected.shape[0], : expected.shape[1]].float()
     same = got.shape == expected.shape
     difference = float((got - expected).abs().max()) if same else float("inf")
     return {

@@ -288,7 +288,7 @@ def _with_fusion(layers: list[LayerRef], roles: Roles) -> list[LayerRef]:
 
 def _bare(model: nn.Module, maps: list[LinearMap], blocks: tuple[BlockRef, ...], roles: Roles) -> list[str]:
     """Names of the matrices inside blocks that are in no linear module, when there are enough to matter."""
-    inside = tuple(f"{block.name}." if block.name else "" for block in blocks)
+    inside = tuple(block.prefix for block in blocks)
     known = {m.param for m in maps}
     found = [(n, p.numel()) for n, p in bare_matrices(model, roles, known) if n.startswith(inside)]
     enough = sum(size for _, size in found) >= BARE_SHARE * sum(m.numel for m in maps)

@@ -103,8 +103,8 @@ class Checkpoint:
         module = self.model.get_submodule(prefix)
         for name, parameter in list(module.named_parameters()):
             if parameter.is_meta:
-                set_parameter(module, name, self.load(f"{prefix}.{name}", dtype))
-        self.fill_buffers(f"{prefix}.")
+                set_parameter(module, name, self.load(f"{prefix}.{name}" if prefix else name, dtype))
+        self.fill_buffers(f"{prefix}." if prefix else "")
 
     def fill_buffers(self, prefix: str = "", without: tuple[str, ...] = ()) -> None:
         """Load the stored buffers whose names begin with `prefix` and with none of `without`."""

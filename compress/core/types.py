@@ -156,6 +156,11 @@ class BlockRef:
     position: int
     layers: tuple[LayerRef, ...]
 
+    @property
+    def prefix(self) -> str:
+        """What the names of its parameters begin with; empty when the whole model is the block."""
+        return f"{self.name}." if self.name else ""
+
 
 @dataclass(frozen=True)
 class Structure:

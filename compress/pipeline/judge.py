@@ -132,27 +132,42 @@ def _hidden(structure: Structure, streams: Streams, subject: str, heldout: Token
     documents = iter(heldout.documents)
     for original, compressed in zip(streams.original, streams.compressed, strict=True):
         mask = text_mask(original)
-        for n, (a, b) in enumerate(zip(original.hidden[stack], compressed.hidden[stack], strict=True)):
+        rows = _hidden_rows(original, stack), _hidden_rows(compressed, stack)
+        for n, (a, b) in enumerate(zip(*rows, strict=True)):
             if mask is not None and mask.shape[1] == len(a):
                 a, b = a[mask[n]], b[mask[n]]
             scores.append(score_hidden(next(documents), a, b))
     return summarise_hidden(scores, subject)
 
 
-def write_probe(path: Path, checkpoint: Checkpoint, structure: Structure, streams: Streams, outside: Outside) -> None:
-    """Keep inputs and outputs of the compressed model for one held-out text: what the artifact must reproduce.
+def _hidden_rows(trace: Trace, stack: str) -> Tensor:
+    """Hidden states (B, L, D); xlnet keeps them as (L, B, D)."""
+    hidden = trace.hidden[stack]
+    turned = hidden.shape[:2] == _target_ids(trace).shape[::-1] != _target_ids(trace).shape
+    return hidden.transpose(0, 1) if turned else hidden
 
-    The file's metadata names the model's class: an encoder may have been opened without the head its config names.
+
+def write_probe(
+    path: Path, checkpoint: Checkpoint, structure: Structure, streams: Streams, outside: Outside, alone: bool = False
+) -> None:
+    """Keep inputs and outputs of the compressed model for one held-out batch: what the artifact must reproduce.
+
+    All rows go in, so that sums run in the order they had here: where inputs are rounded to int8, a value that falls
+    on the other side of a tie moves what follows by as much as the rounding does. alone: only the first row, for
+    models whose rounding depends on what else is in a batch. Of models with a vocabulary the
+    outputs of one row are kept. The file's metadata names the model's class: an encoder may have been opened without
+    the head its config names.
     """
     trace = streams.compressed[0]
+    rows = 1 if alone else _rows(trace)
     with Replay(checkpoint.model, structure.blocks) as replay, outside.vocabularies(("compressed",)) as use:
         use("compressed")
         if kind_of(checkpoint.model) == "encoder":
-            output = _first_tensor(replay.finish(trace))[:1, :PROBE_TOKENS]
+            output = _first_tensor(replay.finish(trace))[:rows, :PROBE_TOKENS]
         else:
-            chunks = [logits_at(replay, trace, rows)[:1].clone() for rows in _probed(checkpoint.model, trace)]
+            chunks = [logits_at(replay, trace, some)[:1].clone() for some in _probed(checkpoint.model, trace)]
             output = torch.cat(chunks, 1)
-    tensors = {f"input.{name}": value[:1].clone() for name, value in trace.inputs.items()}
+    tensors = {f"input.{name}": value[:rows].clone() for name, value in trace.inputs.items()}
     named = {name: pending(tensor.contiguous()) for name, tensor in {**tensors, "output": output}.items()}
     write_file(path, named, {"model_class": type(checkpoint.model).__name__})
 

@@ -36,6 +36,8 @@ class Outside:
         self.names = checkpoint.outside(block.name for block in structure.blocks)
         ends = [layer for layer in (structure.embedding, structure.head) if layer is not None]
         self._layers = {layer.param: layer for layer in [*structure.outside, *ends] if layer.tied_to is None}
+        if any(not block.name for block in structure.blocks):  # the whole model is the block
+            self.names = list(self._layers)
         self._vocabulary = {layer.param for layer in ends if layer.tied_to is None}
         self._small: dict[Which, dict[str, Tensor]] = {"original": {}, "compressed": {}}
 

@@ -20,7 +20,6 @@ from compress.core.opening import Opened, resolve
 from compress.core.registry import load
 from compress.core.task import Context
 from compress.core.types import (
-    LayerRef,
     LayerResult,
     Measurement,
     Plan,
@@ -31,7 +30,7 @@ from compress.core.types import (
 )
 from compress.core.writing import WritingTask
 from compress.measure.size import bits_per_weight, weight_bytes
-from compress.pipeline import finish, identity, inputs, judge
+from compress.pipeline import finish, identity, inputs, judge, limits
 from compress.pipeline.answered import with_answers
 from compress.pipeline.collect import Collector, Counted, MakeCollector
 from compress.pipeline.damage import Trials
@@ -209,16 +208,19 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     first = structure.layers[0].param if structure.layers else next(iter(checkpoint.sources))
     dtype = uniform.storage_dtype(recipe, checkpoint.dtype_of(first))
     recipe = recipe.model_copy(update={"options": options})
-    rules = uniform.Rules(FORMAT.caps, FORMAT.scale_grid, _refuses(checkpoint, structure))
+    rules = uniform.Rules(FORMAT.caps, FORMAT.scale_grid, limits.refuses(checkpoint, structure))
     encoder = judge.reads_only(checkpoint.model)
     activation = choose_activation(recipe, structure, encoder)
     mixed = is_mixed(recipe, structure, encoder, activation)
+    early = limits.opens_one_scheme(checkpoint, structure, recipe) if mixed else None
+    mixed = mixed and early is None
     plan = uniform.make_plan(recipe, structure, rules, dtype, uniform.Wishes(activation, mixed, encoder))
     notes = [*opened.notes, *plan.notes, *([structure.generic] if structure.generic else [])]
+    notes += [early] if early else []
     data, text = None, None
     reads = mixed or any(reads_text(chosen) for chosen in plan.layers.values())
     heard = hears(recipe, checkpoint.config) and has_rows(recipe, opened.folder)
-    if (reads or recipe.eval_samples != 0) and (because := _cannot_stream(checkpoint, structure, heard)):
+    if (reads or recipe.eval_samples != 0) and (because := limits.cannot_stream(checkpoint, structure, heard)):
         notes.append(f"{because}, so that no layer was chosen for eight bits" if mixed else because)
         mixed = False
     elif reads or recipe.eval_samples != 0:
@@ -226,35 +228,6 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
         notes += data.card.get("warnings", [])
     environment = device.environment()
     return Prepared(recipe, opened, checkpoint, structure, plan, data, text, dtype, environment, tuple(notes), mixed)
-
-
-def _refuses(checkpoint: Checkpoint, structure: Structure) -> uniform.Refuses:
-    from compress.core.checkpoint import disk_parts
-
-    def refuses(layer: LayerRef, scheme: Scheme, uses: uniform.Uses) -> str | None:
-        if scheme.kind == "int" and disk_parts(layer, checkpoint.sources[layer.param]) is None:
-            return "the checkpoint stores all experts as one tensor, compressed-tensors one by one"
-        if scheme.kind == "int" and layer.container == "embedding" and structure.tied:
-            return "transformers cannot open a packed weight that is tied"
-        return FORMAT.refuses(layer, scheme, uses)
-
-    return refuses
-
-
-def _cannot_stream(checkpoint: Checkpoint, structure: Structure, heard: bool) -> str | None:
-    """heard: the model reads speech, and there are rows of it."""
-    main = getattr(checkpoint.model, "main_input_name", "input_ids")
-    if main != "input_ids" and not heard:
-        remedy = "; --data with columns of audio and text" if main == "input_features" else ""
-        return f"the model reads {main}, not text: weights are rounded to nearest and nothing is measured{remedy}"
-    if structure.blocks[0].name == "":
-        return "the model is not a list of blocks: weights are rounded to nearest and nothing is measured"
-    if getattr(checkpoint.config, "share_encoder_decoder_embeddings", None) is False:
-        return "source and target have their own vocabularies: weights are rounded to nearest and nothing is measured"
-    repeats = int(getattr(checkpoint.config, "num_hidden_layers", 0) or 0)
-    if repeats > len(structure.blocks):
-        return f"one block stands for {repeats} layers: weights are rounded to nearest and nothing is measured"
-    return None
 
 
 def _data(recipe: Recipe, opened: Opened, checkpoint: Checkpoint) -> tuple[PreparedData, TaskText | None]:
@@ -342,7 +315,10 @@ def _measure(
         found = judge.judge(ready.checkpoint, ready.structure, streams, outside, name, ready.data.heldout)
         if ready.text is not None and not isinstance(ready.text.task, WritingTask):
             found = [*judge.judge_task(ready.checkpoint, ready.structure, streams, outside, ready.text, name), *found]
-        judge.write_probe(store.work / "probe.safetensors", ready.checkpoint, ready.structure, streams, outside)
+        rounded = [plan.activation for plan in ready.plan.layers.values() if plan.activation]
+        alone = any(a.dynamic and a.strategy == "tensor" for a in rounded)
+        probe = store.work / "probe.safetensors"
+        judge.write_probe(probe, ready.checkpoint, ready.structure, streams, outside, alone)
         hooks.report("measuring", 1, 1)
     journal.append("measured", measurements=[asdict(m) for m in found])
     return found

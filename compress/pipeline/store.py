@@ -72,7 +72,7 @@ class Store:
         """Round the parameters of a block that are kept (norms, biases, routers) to the stored dtype, in memory."""
         quantized = {layer.param for layer in block.layers}
         for name, parameter in self.checkpoint.model.get_submodule(block.name).named_parameters():
-            full = f"{block.name}.{name}"
+            full = f"{block.prefix}{name}"
             if full not in quantized and full not in self.checkpoint.computed:
                 parameter.data.copy_(parameter.data.to(self.dtype).float())
 
@@ -84,12 +84,15 @@ class Store:
             tensors |= self.layer_tensors(item, self.plan.layers[item.layer.name].packed)
             if self.plan.layers[item.layer.name].packed or item.layer.expert is None:
                 packed.add(item.layer.param)
+        others = self.plan.layers.keys() - {layer.name for layer in block.layers}  # when the whole model is the block
         module = self.checkpoint.model.get_submodule(block.name)
         for name, parameter in module.named_parameters():
-            full = f"{block.name}.{name}"
+            full = f"{block.prefix}{name}"
+            if full.rpartition(".")[0] in others:
+                continue
             if full not in packed and full not in self.checkpoint.computed:
                 tensors[self.key(full)] = pending(parameter.detach().to(self.dtype))
-        for name in self.checkpoint.buffers(f"{block.name}."):
+        for name in self.checkpoint.buffers(block.prefix):
             tensors[self.key(name)] = pending(read_tensor(self.checkpoint.entries[self.key(name)]))
         write_file(self.block_path(block.index), tensors)
 

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from compress.core import device
+from compress.core.blocks import find_structure
+from compress.core.early import reads_weights
 from compress.core.errors import RecipeError
 from compress.core.numerics.affine import dequantize
 from compress.core.registry import load
@@ -23,7 +26,7 @@ from compress.plan.mixed import groups_of, with_eight_bits
 from compress.recipe import Recipe
 from export.verify import check_stored, compare_opened
 from tests.rebuild import Run, open_artifact, open_original, run, write_text
-from tests.tiny import save_tiny
+from tests.tiny import BOS, EOS, PAD, VOCAB, randomize, save_tiny, tiny_model, tiny_tokenizer
 
 
 def measured(done: Run) -> dict[str, float]:
@@ -49,6 +52,35 @@ def test_an_encoder_at_four_bits_is_mixed(tmp_path: Path, name: str) -> None:
 def test_one_scheme_when_asked(tmp_path: Path) -> None:
     done = run("bert", save_tiny("bert", tmp_path / "bert"), tmp_path / "out", bits=4, mixed=False)
     assert {result.scheme for result in done.record.layers if result.block >= 0} == {"int4-g32-asym"}
+
+
+def test_a_model_that_looks_at_its_weights_while_it_is_opened_has_one_scheme(tmp_path: Path) -> None:
+    """ModernBERT: transformers initialises what no checkpoint fills by reaching into packed layers."""
+    source = tmp_path / "modernbert"
+    ids = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "cls_token_id": BOS, "sep_token_id": EOS}
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.AutoConfig.for_model("modernbert", vocab_size=VOCAB, local_attention=16, **ids, **shape)
+    model = transformers.AutoModelForMaskedLM.from_config(config)
+    randomize(model)
+    model.save_pretrained(source)
+    tiny_tokenizer().save_pretrained(source)
+    done = run("bert", source, tmp_path / "out", bits=4)
+    assert {result.scheme for result in done.record.layers if result.block >= 0} == {"int4-g32-asym"}
+    assert any("one scheme for all layers, none of 8 bits among those of 4" in note for note in done.record.notes)
+    opened = transformers.AutoModelForMaskedLM.from_pretrained(done.out, dtype=torch.float32)
+    assert compare_opened(opened.eval(), read_header(done.probe))["difference"] <= 1e-5
+    with pytest.raises(RecipeError, match="--mixed is not possible for ModernBertForMaskedLM: this model looks at"):
+        run("bert", source, tmp_path / "asked", bits=4, mixed=True)
+    kept = run("bert", source, tmp_path / "kept", bits=4, symmetric=True, embeddings="int8")
+    assert not kept.record.plan["layers"]["model.embeddings.tok_embeddings"]["packed"]
+
+
+@pytest.mark.parametrize(("name", "reads"), [("t5", True), ("bert", False), ("whisper", False), ("llama", False)])
+def test_which_models_look_at_their_weights(name: str, reads: bool) -> None:
+    model = tiny_model(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert reads_weights(model, find_structure(model, model.config)) == reads
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
 def test_a_decoder_is_mixed_when_asked(tmp_path: Path) -> None:

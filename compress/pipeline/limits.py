@@ -1,0 +1,55 @@
+"""What cannot be done with a model as it is, in sentences: layers that cannot be packed, text that cannot run."""
+
+from __future__ import annotations
+
+from compress.core.checkpoint import Checkpoint, disk_parts
+from compress.core.early import reads_weights
+from compress.core.errors import RecipeError
+from compress.core.types import LayerRef, Scheme, Structure
+from compress.plan.uniform import Refuses, Uses
+from compress.recipe import Recipe
+from export.formats.compressed_tensors import FORMAT
+
+EARLY = "this model looks at weights while transformers opens it, which decodes them in time with one scheme only"
+
+
+def refuses(checkpoint: Checkpoint, structure: Structure) -> Refuses:
+    """Why a layer cannot be packed with a scheme in this model, as a function for the plan."""
+
+    def refused(layer: LayerRef, scheme: Scheme, uses: Uses) -> str | None:
+        if scheme.kind == "int" and disk_parts(layer, checkpoint.sources[layer.param]) is None:
+            what = "all experts" if layer.container == "experts" else "several layers"
+            return f"the checkpoint stores {what} as one tensor, compressed-tensors one by one"
+        if scheme.kind == "int" and layer.container == "embedding" and structure.tied:
+            return "transformers cannot open a packed weight that is tied"
+        several = len({used.name for _, used in uses if used.kind == "int"}) > 1
+        if scheme.kind == "int" and layer.block < 0 and several and reads_weights(checkpoint.model, structure):
+            return EARLY
+        return FORMAT.refuses(layer, scheme, uses)
+
+    return refused
+
+
+def opens_one_scheme(checkpoint: Checkpoint, structure: Structure, recipe: Recipe) -> str | None:
+    """The note of a model that cannot be mixed, None of one that can. Raises RecipeError when --mixed was asked for."""
+    if not reads_weights(checkpoint.model, structure):
+        return None
+    if recipe.mixed:
+        raise RecipeError(f"--mixed is not possible for {structure.architecture}: {EARLY}; use --uniform")
+    return f"one scheme for all layers, none of 8 bits among those of {recipe.bits}: {EARLY}"
+
+
+def cannot_stream(checkpoint: Checkpoint, structure: Structure, heard: bool) -> str | None:
+    """Why no text can run through the model block by block. heard: it reads speech, and there are rows of it."""
+    main = getattr(checkpoint.model, "main_input_name", "input_ids")
+    if main != "input_ids" and not heard:
+        remedy = "; --data with columns of audio and text" if main == "input_features" else ""
+        return f"the model reads {main}, not text: weights are rounded to nearest and nothing is measured{remedy}"
+    if structure.blocks[0].name == "":
+        return "the model is not a list of blocks: weights are rounded to nearest and nothing is measured"
+    if getattr(checkpoint.config, "share_encoder_decoder_embeddings", None) is False:
+        return "source and target have their own vocabularies: weights are rounded to nearest and nothing is measured"
+    repeats = int(getattr(checkpoint.config, "num_hidden_layers", 0) or 0)
+    if repeats > len(structure.blocks):
+        return f"one block stands for {repeats} layers: weights are rounded to nearest and nothing is measured"
+    return None
