@@ -153,10 +153,10 @@ def write_probe(
     """Keep inputs and outputs of the compressed model for one held-out batch: what the artifact must reproduce.
 
     All rows go in, so that sums run in the order they had here: where inputs are rounded to int8, a value that falls
-    on the other side of a tie moves what follows by as much as the rounding does. alone: only the first row, for
-    models whose rounding depends on what else is in a batch. Of models with a vocabulary the
-    outputs of one row are kept. The file's metadata names the model's class: an encoder may have been opened without
-    the head its config names.
+    on the other side of a tie moves what follows by as much as the rounding does. Outputs are kept of the first rows,
+    up to PROBE_LOGITS numbers; of models that write, of one row. alone: only the first row goes in, for models whose
+    rounding depends on what else is in a batch. The file's metadata names the model's class: an encoder may have been
+    opened without the head its config names.
     """
     trace = streams.compressed[0]
     rows = 1 if alone else _rows(trace)
@@ -164,6 +164,7 @@ def write_probe(
         use("compressed")
         if kind_of(checkpoint.model) == "encoder":
             output = _first_tensor(replay.finish(trace))[:rows, :PROBE_TOKENS]
+            output = output[: max(1, PROBE_LOGITS // output[0].numel())].clone()
         else:
             chunks = [logits_at(replay, trace, some)[:1].clone() for some in _probed(checkpoint.model, trace)]
             output = torch.cat(chunks, 1)

@@ -33,11 +33,10 @@ class Outside:
 
     def __init__(self, checkpoint: Checkpoint, structure: Structure, plan: Plan, store: Store) -> None:
         self.checkpoint, self.structure, self.plan, self.store = checkpoint, structure, plan, store
-        self.names = checkpoint.outside(block.name for block in structure.blocks)
         ends = [layer for layer in (structure.embedding, structure.head) if layer is not None]
         self._layers = {layer.param: layer for layer in [*structure.outside, *ends] if layer.tied_to is None}
-        if any(not block.name for block in structure.blocks):  # the whole model is the block
-            self.names = list(self._layers)
+        around = checkpoint.outside(block.name for block in structure.blocks)
+        self.names = around if all(block.name for block in structure.blocks) else list(self._layers)
         self._vocabulary = {layer.param for layer in ends if layer.tied_to is None}
         self._small: dict[Which, dict[str, Tensor]] = {"original": {}, "compressed": {}}
 

@@ -10,9 +10,10 @@ import torch
 import transformers
 
 from compress.core.safetensors_file import read_header
+from compress.pipeline import judge
 from export.verify import check_stored, compare_opened
 from tests.rebuild import run
-from tests.tiny import BOS, EOS, PAD, VOCAB, randomize, tiny_tokenizer
+from tests.tiny import BOS, EOS, PAD, VOCAB, randomize, save_tiny, tiny_tokenizer
 
 ENCODER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -62,3 +63,16 @@ def test_a_whole_model_is_one_block(tmp_path: Path, bits: int) -> None:
             input_ids=ids
         ).logits.norm()
     assert change < (0.2 if bits == 4 else 0.05)
+
+
+def test_the_kept_outputs_do_not_grow_with_the_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A masked model over many rows: the file that verification compares with holds as many rows as it may."""
+    source = save_tiny("bert", tmp_path / "bert")
+    many = run("bert", source, tmp_path / "many", bits=8)
+    monkeypatch.setattr(judge, "PROBE_LOGITS", 1)
+    one = run("bert", source, tmp_path / "one", bits=8)
+    shapes = [read_header(done.probe)["output"].shape for done in (many, one)]
+    assert shapes[0][0] > shapes[1][0] == 1
+    assert read_header(one.probe)["input.input_ids"].shape[0] == shapes[0][0]
+    opened = transformers.AutoModelForMaskedLM.from_pretrained(one.out, dtype=torch.float32).eval()
+    assert compare_opened(opened, read_header(one.probe))["difference"] <= 1e-5
