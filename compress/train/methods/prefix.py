@@ -53,8 +53,8 @@ def _renaming(real: Callable[..., Any]) -> Callable[..., Any]:
 
 
 NOTE = (
-    "peft 0.21 opens this adapter by itself up to transformers 5.23; 5.24 calls past_key_values of encoders cache, which "
-    "peft does not know: there, pass what peft opens through compress.train.methods.prefix.taking_past."
+    "peft 0.21 opens this adapter by itself up to transformers 5.23; 5.24 calls past_key_values of encoders cache, "
+    "which peft does not know: there, pass what peft opens through compress.train.methods.prefix.taking_past."
 )
 TUNING = Tuning(apply, Options, 1e-2, "arXiv:2101.00190", "learned keys and values in every block", merges=False,
                 reopened=taking_past, note=NOTE)  # fmt: skip
