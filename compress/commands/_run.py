@@ -47,6 +47,9 @@ SELECT = typer.Option(
 )
 SEED = typer.Option(None, help="Seed of every random choice [default: 0].")
 THREADS = typer.Option(None, help="Torch threads; 0 takes the physical cores [default: 0].")
+RUNTIMES = typer.Option(
+    None, "--runtime", metavar="NAME", help="Judge in this runtime; repeatable [default: all that are installed]."
+)
 RECIPE = typer.Option(None, help="YAML file of these settings; the command line wins.")
 ALLOW_PICKLE = typer.Option(False, "--allow-pickle", help="Open .bin weights, with weights_only=True.")
 TRUST = typer.Option(False, "--trust-remote-code", help="Run code that comes with the model.")

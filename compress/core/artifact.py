@@ -22,7 +22,7 @@ _WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ckpt", ".ot",
     ".tflite", ".npz", ".pkl", ".mlmodel",
 )  # fmt: skip
-_WRITTEN = {"config.json", "README.md", "report.html", "report.txt"}
+WRITTEN = {"config.json", "README.md", "report.html", "report.txt"}
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def companions(source: Path, out: Path) -> list[Path]:
     foreign.add(out.resolve())
     for path in sorted(source.rglob("*")):
         relative = path.relative_to(source)
-        skip = path.suffix in _WEIGHTS or str(relative) in _WRITTEN or relative.name.endswith(".index.json")
+        skip = path.suffix in _WEIGHTS or str(relative) in WRITTEN or relative.name.endswith(".index.json")
         hidden = relative.parts[0] == "compress" or any(part.startswith(".") for part in relative.parts)
         folder = path.parent.resolve()
         if skip or hidden or not path.is_file() or foreign & {folder, *folder.parents}:

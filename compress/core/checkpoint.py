@@ -8,7 +8,6 @@ experts kept apart on disk and fused in memory); its own conversion tables are r
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from compress.core.errors import ModelError
 from compress.core.numerics.error import all_finite
 from compress.core.safetensors_file import TensorEntry, read_header, read_tensor
+from compress.core.skeleton import build_skeleton, compute_parameters, has_base, read_config
 from compress.core.types import LayerRef
 
 INDEX = "model.safetensors.index.json"
@@ -39,10 +39,13 @@ class ParamSource:
 class Checkpoint:
     """An opened model folder. Nothing but headers is read until `load` or `fill` is called."""
 
+    packed = False
+    """Whether the folder may hold packed weights; see export.source."""
+
     def __init__(self, folder: Path, trust_remote_code: bool = False) -> None:
         self.folder = folder
-        self.entries = read_index(folder)
-        self.config = read_config(folder, trust_remote_code)
+        self.entries = self._index()
+        self.config = read_config(folder, trust_remote_code, self.packed)
         self.trust_remote_code = trust_remote_code
         self.model: Any = build_skeleton(self.config, folder, trust_remote_code)
         self.sources = map_sources(self.model, self.entries)
@@ -68,6 +71,10 @@ class Checkpoint:
             return self.computed[param].dtype
         return self.entries[self.sources[param].keys[0]].dtype
 
+    def read(self, key: str, dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor that is stored as `key`, in `dtype` or the file's."""
+        return read_tensor(self.entries[key], dtype)
+
     def load(self, param: str, dtype: torch.dtype | None = None) -> Tensor:
         """One parameter as the model has it, in `dtype` or the file's. Raises ModelError for NaN, Inf, bad shapes."""
         if param in self.computed:
@@ -76,7 +83,7 @@ class Checkpoint:
         expected = tuple(self.model.get_parameter(param).shape)
         tensor: Tensor
         if source.converter is None:
-            tensor = read_tensor(self.entries[source.keys[0]], dtype)
+            tensor = self.read(source.keys[0], dtype)
         else:
             tensor = self._convert(param, source).to(dtype or self.dtype_of(param))
         if tuple(tensor.shape) != expected:
@@ -93,7 +100,7 @@ class Checkpoint:
         converter = deepcopy(source.converter)
         assert source.pattern_of is not None
         for key in source.keys:
-            converter.add_tensor(param, key, source.pattern_of[key], read_tensor(self.entries[key]))
+            converter.add_tensor(param, key, source.pattern_of[key], self.read(key))
         made = converter.convert(param, model=self.model, config=self.config)
         tensor: Tensor | list[Tensor] = made[param]
         return tensor[0] if isinstance(tensor, list) else tensor
@@ -110,7 +117,7 @@ class Checkpoint:
         """Load the stored buffers whose names begin with `prefix` and with none of `without`."""
         for name in self.buffers(prefix, without):
             buffer = self.model.get_buffer(name)
-            stored = read_tensor(self.entries[self.sources[name].keys[0]])
+            stored = self.read(self.sources[name].keys[0])
             if stored.shape == buffer.shape:
                 buffer.copy_(stored)
 
@@ -124,6 +131,9 @@ class Checkpoint:
         inside = tuple(f"{name}." for name in blocks)
         return [n for n, _ in self.model.named_parameters() if not n.startswith(inside)]
 
+    def _index(self) -> dict[str, TensorEntry]:
+        return read_index(self.folder)
+
     def _missing(self) -> list[str]:
         return [n for n, _ in self.model.named_parameters() if n not in self.sources]
 
@@ -131,7 +141,7 @@ class Checkpoint:
         """Whether everything is there but the head: encoders are often saved without the one their config names."""
         prefix = f"{getattr(self.model, 'base_model_prefix', '')}."
         missing = self._missing()
-        if not missing or self.trust_remote_code or not _has_base(self.model) or self.model.can_generate():
+        if not missing or self.trust_remote_code or not has_base(self.model) or self.model.can_generate():
             return False
         return not any(name.startswith(prefix) for name in missing)
 
@@ -168,104 +178,6 @@ def read_index(folder: Path) -> dict[str, TensorEntry]:
     if absent:
         raise ModelError(f"{index} names the tensor {absent[0]}, {weight_map[absent[0]]} does not hold it")
     return entries
-
-
-def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
-    """The transformers config of a folder, without any quantization entry. Raises ModelError when it is unusable."""
-    from transformers import AutoConfig
-
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ModelError(f"{folder} has no config.json; give a folder saved by save_pretrained")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise ModelError(f"{path} is not valid JSON; download it again") from None
-    if not isinstance(raw, dict):
-        raise ModelError(f"{path} must hold an object; download it again")
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "an unknown method")
-        raise ModelError(f"{folder} is already quantized ({method}); start from the original weights")
-    if "auto_map" in raw and not trust_remote_code:
-        raise ModelError(f"{folder} needs code of its own ({path}: auto_map); pass --trust-remote-code if you trust it")
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{path} cannot be used: {said}") from None
-
-
-def build_skeleton(config: Any, folder: Path, trust_remote_code: bool = False, base: bool = False) -> Any:
-    """The model with parameters on the meta device and real buffers, in eval mode, its ties in place.
-
-    base: without a head, whatever class the config names.
-    """
-    from accelerate import init_empty_weights
-    from transformers import MODEL_MAPPING
-
-    config.use_cache = False
-    made = MODEL_MAPPING[type(config)] if base else _model_class(config, folder, trust_remote_code)
-    with init_empty_weights(include_buffers=False):
-        model = made(config)
-    model.tie_weights()
-    model.requires_grad_(False)
-    if hasattr(model, "set_experts_implementation"):
-        model.set_experts_implementation("eager")  # a loop over experts: their inputs can be seen
-    return model.eval()
-
-
-def _model_class(config: Any, folder: Path, trust_remote_code: bool) -> Any:
-    import transformers
-
-    name = (getattr(config, "architectures", None) or [None])[0]
-    if trust_remote_code and getattr(config, "auto_map", None):
-        from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-        auto = next((k for k in ("AutoModelForCausalLM", "AutoModel") if k in config.auto_map), None)
-        if auto:
-            return get_class_from_dynamic_module(config.auto_map[auto], str(folder))
-    if name and hasattr(transformers, name):
-        return getattr(transformers, name)
-    mapping = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-    for mapping in (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_MAPPING):
-        if type(config) in mapping:
-            found = mapping[type(config)]
-            return found[0] if isinstance(found, tuple) else found
-    raise ModelError(
-        f"architecture {name or config.model_type!r} of {folder} is not in transformers {transformers.__version__}; "
-        "upgrade transformers, or pass --trust-remote-code if the model brings its own code"
-    )
-
-
-def _has_base(model: Any) -> bool:
-    from transformers import MODEL_MAPPING
-
-    config = type(model.config)
-    return config in MODEL_MAPPING and not isinstance(MODEL_MAPPING[config], tuple | list | type(model))
-
-
-def compute_parameters(model: Any, missing: list[str]) -> dict[str, Tensor]:
-    """Parameters that checkpoints leave out because the model computes them (marian's sinusoidal positions), float32.
-
-    Only names that the model itself declares may be missing, and only when its initialisation gives the same values
-    twice; anything random stays missing.
-    """
-    patterns = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
-    found: dict[str, Tensor] = {}
-    for name in missing:
-        if not any(pattern.search(name) for pattern in patterns):
-            continue
-        path, _, leaf = name.rpartition(".")
-        drawn = []
-        for seed in (0, 1):
-            module = deepcopy(model.get_submodule(path)).to_empty(device="cpu")
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                model._init_weights(module)
-            drawn.append(module.get_parameter(leaf).detach().clone())
-        if torch.equal(*drawn):
-            found[name] = drawn[0]
-    return found
 
 
 def map_sources(model: nn.Module, entries: dict[str, TensorEntry]) -> dict[str, ParamSource]:

@@ -12,6 +12,7 @@ CompressError ................ 1  the program failed
 |   `-- OutputError .......... 3  the output folder holds something else
 |-- BudgetError .............. 4  a budget that cannot be met
 |-- VerificationError ........ 5  the written file does not agree with the model
+|   `-- MissingRuntimeError .... 5  the runtime that should judge it is not installed
 `-- Interrupted .............. 130  Ctrl-C; the same command resumes
 """
 
@@ -77,6 +78,13 @@ class VerificationError(CompressError):
     """The written artifact does not agree with the compressed model in memory."""
 
     exit_code = 5
+
+
+class MissingRuntimeError(VerificationError):
+    """A runtime that is not installed; the message carries the install line."""
+
+    def __init__(self, name: str, install: str) -> None:
+        super().__init__(f"the runtime {name} is not installed; install it with: {install}")
 
 
 class Interrupted(CompressError):

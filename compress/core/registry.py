@@ -12,7 +12,8 @@ from compress.core.errors import UsageError
 
 HOMES = {
     "method": ("compress.methods", "METHOD"),
-    "format": ("export.formats", "FORMAT"),
+    "format": ("export.formats", "EXPORT"),
+    "runtime": ("export.runtimes", "RUNTIME"),
     "collector": ("calibrate.collectors", "COLLECTOR"),
     "task": ("compress.core.tasks", "TASK"),
     "tuning": ("compress.train.methods", "TUNING"),

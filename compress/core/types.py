@@ -102,6 +102,15 @@ class ActScheme:
         when = "dynamic" if self.dynamic else "static"
         return f"a{self.bits}-{self.strategy}-{when}-{'sym' if self.symmetric else 'asym'}"
 
+    @classmethod
+    def parse(cls, name: str) -> ActScheme:
+        """The inverse of `name`, without the observer. Raises RecipeError for anything else."""
+        match = re.fullmatch(r"a(\d+)-(token|tensor)-(dynamic|static)-(sym|asym)", name)
+        if not match:
+            raise RecipeError(f"activation scheme {name!r} is not understood; write a8-token-dynamic-sym")
+        strategy: Literal["token", "tensor"] = "token" if match[2] == "token" else "tensor"
+        return cls(strategy, match[3] == "dynamic", match[4] == "sym", "", int(match[1]))
+
 
 @dataclass(frozen=True)
 class ValueCounts:
@@ -203,12 +212,14 @@ class QTensor:
 
     codes: (O, I) uint8, unpacked. scale: (O, G), already on the grid of scheme.scale_dtype.
     zero: (O, G) uint8, or None for a symmetric scheme.
+    minimum: (O, G) like scale, for the ggml schemes that have one: `w = codes * scale + minimum`.
     """
 
     codes: Tensor
     scale: Tensor
     zero: Tensor | None
     scheme: Scheme
+    minimum: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import logging
 import sys
 import typing
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,24 @@ def longest_sequence(config: Any) -> int:
 
 def method_options(method: LayerMethod | Tuning, recipe: Recipe | TuneRecipe) -> dict[str, Any]:
     """`recipe.options` converted to the method's own types. Raises RecipeError for names or values it does not have."""
-    fields = {f.name: f for f in dataclasses.fields(method.options)}
-    hints = typing.get_type_hints(method.options)
-    found: dict[str, Any] = {}
-    for name, value in recipe.options.items():
-        if name not in fields:
-            raise RecipeError(f"{recipe.method} has no option {name!r}; it has {', '.join(sorted(fields)) or 'none'}")
-        found[name] = _convert(name, value, hints[name])
+    found = _converted(method.options, recipe.options, recipe.method)
     method.options(**found)
+    return found
+
+
+def convert_options(kind: type, given: Mapping[str, Any], owner: str) -> Any:
+    """The options dataclass `kind` of `owner` with the values `given`. Raises RecipeError as `method_options` does."""
+    return kind(**_converted(kind, given, owner))
+
+
+def _converted(kind: type, given: Mapping[str, Any], owner: str) -> dict[str, Any]:
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in fields:
+            raise RecipeError(f"{owner} has no option {name!r}; it has {', '.join(sorted(fields)) or 'none'}")
+        found[name] = _convert(name, value, hints[name])
     return found
 
 

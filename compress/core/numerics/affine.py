@@ -78,10 +78,14 @@ def quantize_codes(weight: Tensor, scale: Tensor, zero: Tensor | None, scheme: S
 
 
 def dequantize(q: QTensor) -> Tensor:
-    """The weight that `q` stands for: (codes - zero) * scale, (O, I) float32, each product rounded once."""
+    """The weight that `q` stands for, (O, I) float32: (codes - zero) * scale, or codes * scale + minimum; each
+    operation rounded once."""
     groups = to_groups(q.codes, q.scheme).to(torch.float32)
-    groups -= symmetric_zero(q.scheme) if q.zero is None else q.zero.unsqueeze(2)
+    if q.minimum is None:
+        groups -= symmetric_zero(q.scheme) if q.zero is None else q.zero.unsqueeze(2)
     groups *= q.scale.to(torch.float32).unsqueeze(2)
+    if q.minimum is not None:
+        groups += q.minimum.to(torch.float32).unsqueeze(2)
     return groups.reshape(q.codes.shape[0], -1)[:, : q.codes.shape[1]].contiguous()
 
 

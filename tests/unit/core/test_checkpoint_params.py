@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compress.core.blocks import find_structure
-from compress.core.checkpoint import Checkpoint, compute_parameters
+from compress.core.checkpoint import Checkpoint
+from compress.core.skeleton import compute_parameters
 from compress.core.errors import ModelError
 from tests.tiny import meta_model, save_tiny, tiny_model
 

@@ -33,11 +33,11 @@ class Here(Worker):
         self._server, self._replies = Server(), list[Any]()
         self._server.handle({"verb": "settings", "arguments": {"values": {**vars(settings), "threads": 1}}})
 
-    def _send(self, verb: str, arguments: dict[str, Any]) -> None:
+    def send(self, verb: str, arguments: dict[str, Any]) -> None:
         request = json.loads(json.dumps({"verb": verb, "arguments": arguments}))
         self._replies.append(self._server.handle(request))
 
-    def _receive(self) -> Any:
+    def receive(self) -> Any:
         reply = self._replies.pop(0)
         if "error" in reply:
             raise ModelError(reply["error"]["message"])

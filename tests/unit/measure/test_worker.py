@@ -13,8 +13,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from compress.core.child import _error
 from compress.core.errors import CompressError, MissingExtraError, ModelError
-from compress.measure.client import Worker, _error
+from compress.measure.client import Worker
 from compress.measure.subject import Description, Subject, WorkerSettings, describe
 from compress.measure.worker import Server
 from tests.tiny import save_tiny
@@ -100,16 +101,16 @@ def test_a_bad_request_does_not_end_the_worker(worker: Worker, llama: Path) -> N
     with pytest.raises(CompressError, match="given no token"):
         worker.logits(torch.tensor([], dtype=torch.int64))
     with pytest.raises(CompressError, match="nosuch failed: KeyError"):
-        worker._ask("nosuch", {})
+        worker.ask("nosuch", {})
     assert worker.logits(IDS[:3]).shape == (3, 416)
 
 
 def test_a_killed_worker_says_so_and_leaves_no_process(llama: Path) -> None:
     with Worker(SETTINGS) as worker:
         worker.name = str(llama)
-        worker._send("describe", {"subject": str(llama)})
+        worker.send("describe", {"subject": str(llama)})
         os.kill(worker.pid, signal.SIGKILL)  # in the middle of an answer
-        for ask in (worker._receive, worker.rss):
+        for ask in (worker.receive, worker.rss):
             with pytest.raises(CompressError, match=rf"{llama} was killed by SIGKILL \(\d+\.\d GiB were") as caught:
                 ask()
             assert caught.value.exit_code == 1
@@ -120,7 +121,7 @@ def test_a_killed_worker_says_so_and_leaves_no_process(llama: Path) -> None:
 
 def test_closing_ends_a_worker_that_still_computes(llama: Path) -> None:
     worker = Worker(SETTINGS)
-    worker._send("describe", {"subject": str(llama)})
+    worker.send("describe", {"subject": str(llama)})
     worker.close()
     assert not Path(f"/proc/{worker.pid}").exists()
     worker.close()  # a second time does nothing

@@ -1,0 +1,104 @@
+"""The stage behind `compress export`: what cannot be held is refused, then each format is written, then each is
+judged."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compress.core.errors import RecipeError, UsageError
+from compress.core.registry import load, names
+from compress.core.types import RunRecord
+from compress.pipeline.hooks import Hooks, Stages
+from compress.pipeline.inputs import convert_options, quiet_libraries
+from compress.pipeline.verify import Verified, VerifySettings, exported, raise_if_wrong, verify
+from export import folder
+from export.kinds import ExportFormat
+from export.source import Source
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """to: names of formats. options: of formats, `name` or `format.name` -> value. out: another place than OUT/exports.
+
+    check: judge each export in its runtime.
+    """
+
+    to: tuple[str, ...]
+    options: Mapping[str, str] = field(default_factory=dict)
+    out: Path | None = None
+    check: bool = True
+    overwrite: bool = False
+    verify: VerifySettings = field(default_factory=VerifySettings)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One format to be written."""
+
+    name: str
+    form: ExportFormat
+    options: Any
+    where: Path
+
+
+def export(artifact: Path, settings: ExportSettings, hooks: Hooks | None = None) -> tuple[RunRecord, list[Exception]]:
+    """Write and judge exports of the artifact; the record, and what must end the command with an error.
+
+    Raises RecipeError before anything is written for a format that cannot hold the artifact, UsageError for unknown
+    names.
+    """
+    hooks, stages = hooks or Hooks(), Stages()
+    quiet_libraries()
+    source = Source(artifact, settings.verify.trust_remote_code)
+    jobs = [_job(name, source, settings) for name in dict.fromkeys(settings.to)]
+    refused = [f"{job.name}: {because}" for job in jobs if (because := job.form.refuses(source, job.options))]
+    if refused:
+        raise RecipeError(f"{artifact} cannot be exported to {'; '.join(refused)}")
+    for job in jobs:
+        folder.check(job.where, settings.overwrite)
+    stages.done("open")
+    notes: list[str] = []
+    found: dict[Path, Verified] = {}
+    failures: list[Exception] = []
+    for job in jobs:
+        hooks.report(f"writing {job.name}", 0, 1)
+        written = folder.write(
+            source, job.name, job.form, job.where,
+            lambda place, job=job: job.form.write(source, place, job.options, hooks.report),  # type: ignore[misc]
+            settings.overwrite,
+        )  # fmt: skip
+        hooks.report(f"writing {job.name}", 1, 1)
+        notes += [f"{job.name}: {note}" for note in written.notes]
+        stages.done(f"write {job.name}")
+        if settings.check:
+            found[job.where] = verify(job.where, source, settings.verify, hooks)
+            try:
+                raise_if_wrong(job.where, found[job.where])
+            except Exception as error:
+                failures.append(error)
+            stages.done(f"verify {job.name}")
+    if not settings.check:
+        notes.append("nothing was verified (--no-verify); compress verify EXPORT does it later")
+    return exported("export", source, {job.where: found.get(job.where) for job in jobs}, notes, stages), failures
+
+
+def _job(name: str, source: Source, settings: ExportSettings) -> Job:
+    plain = name.replace("_", "-").lower()
+    form: ExportFormat = load("format", plain)
+    known = {f.name for f in dataclasses.fields(form.options)}
+    given = {}
+    for key, value in settings.options.items():
+        of, _, option = key.rpartition(".")
+        if of and of not in names("format"):
+            raise UsageError(f"--option {key}: no format is called {of}; there is {', '.join(names('format'))}")
+        if of == plain or (not of and option in known):
+            given[option] = value
+    taken = convert_options(form.options, given, plain)
+    where = settings.out if settings.out is not None else folder.home(source.folder, plain)
+    if settings.out is not None and len(settings.to) > 1:
+        where = settings.out / plain
+    return Job(plain, form, taken, where)

@@ -1,0 +1,85 @@
+"""Our side of a runtime's process: open an export there, ask for logits, tokens, ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from compress.core import device
+from compress.core.child import Child
+from compress.core.errors import MissingRuntimeError
+from export import environments
+from export.runtimes import _worker
+
+PATIENCE_SECONDS = 900.0
+
+
+class RuntimeProcess(Child):
+    """An export, open in its runtime, in a process of its own; a context manager."""
+
+    def __init__(self, name: str, threads: int = 0, patience: float | None = PATIENCE_SECONDS) -> None:
+        """Start the process. Raises MissingRuntimeError."""
+        where = environments.place(name)
+        if where.interpreter is None:
+            raise MissingRuntimeError(where.name, where.install)
+        own = where.how == "own"
+        environment = device.child_environment() if own else device.plain_environment()
+        command = [str(where.interpreter), str(_worker.__file__), where.name]
+        super().__init__(command, environment, where.name, patience)
+        self.runtime, self.kind, self.vocabulary = where.name, "", 0
+        try:
+            self.threads = int(self.ask("settings", {"values": {"threads": threads}}))
+            self.version = str(self.ask("version", {}))
+        except BaseException:
+            self.close(at_once=True)
+            raise
+
+    @classmethod
+    def open(cls, name: str, folder: Path, threads: int = 0) -> RuntimeProcess:
+        """A fresh process with the export in `folder` open. Raises what the process raises."""
+        process = cls(name, threads)
+        try:
+            told = process.ask("load", {"subject": str(folder.resolve())})
+        except BaseException:
+            process.close(at_once=True)
+            raise
+        process.kind, process.vocabulary = str(told["kind"]), int(told["vocabulary"])
+        return process
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Logits (B, L, V) of a decoder, the first output of another model, float32."""
+        result: Tensor = self.ask("run", {"inputs": {name: value.tolist() for name, value in inputs.items()}})
+        return result
+
+    def greedy(self, ids: Sequence[int], n: int) -> list[int]:
+        """n next tokens by argmax."""
+        return list(self.ask("greedy", {"ids": list(ids), "n": n}))
+
+    def write(self, inputs: Mapping[str, Tensor], n: int) -> list[list[int]]:
+        """What an encoder-decoder writes for each row."""
+        told = {name: value.tolist() for name, value in inputs.items()}
+        return [list(row) for row in self.ask("write", {"inputs": told, "n": n})]
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]] | None:
+        """Ids by the runtime's own tokenizer; None where it has none."""
+        found: list[list[int]] | None = self.ask("tokenize", {"texts": list(texts)})
+        return found
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int] | None:
+        """Ids of the prompt that its server builds; None where it has no template."""
+        found: list[int] | None = self.ask("chat", {"messages": [dict(m) for m in messages]})
+        return found
+
+    def latency(self, prompt: int, decode: int, repeats: int, warmup: int = 1) -> dict[str, Any]:
+        """{"prefill_seconds": (repeats,), "step_seconds": (repeats, decode), "threads"}."""
+        told = {"prompt": prompt, "decode": decode, "repeats": repeats, "warmup": warmup}
+        result: dict[str, Any] = self.ask("latency", told)
+        return result
+
+    def rss(self) -> dict[str, Any]:
+        """Resident bytes of the process: {"peak", "current", "baseline", "load_seconds"}."""
+        result: dict[str, Any] = self.ask("rss", {})
+        return result

@@ -1,0 +1,165 @@
+"""Does a runtime agree with the compressed model in memory? Lines for verify.json, each with its bound and where it is
+from.
+
+A bound is what the runtime's own arithmetic may do. It is measured, not guessed: the reference runs the probe once more
+with that rounding (`reference.rounded`), and a runtime may differ by MARGIN times as much, since two right
+implementations of one rounding differ about as much from each other as from no rounding (a value on the other side of a
+tie moves what follows). Where the arithmetic is float32 there is nothing to measure and FLOAT bounds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from export.runtimes._kind import Arithmetic
+
+FLOAT = 2e-4  # of the largest logit: float32 sums of a few thousand terms in another order, through all blocks
+FLOAT_KL = 1e-6  # nats a token
+MARGIN = 3.0
+GREEDY = 32
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What may differ.
+
+    largest: of a logit. kl: nats a token. why: a sentence. plain: what the arithmetic does by itself.
+    """
+
+    largest: float
+    kl: float
+    why: str
+    plain: dict[str, float]
+
+
+def bounds(exact: Sequence[Tensor], rounded: Sequence[Tensor] | None, arithmetic: Arithmetic) -> Bounds:
+    """Bounds from the reference's outputs, each (B, ..., V), exact and with the runtime's rounding (None: float32)."""
+    floor = FLOAT * max(1.0, *(float(output.abs().max()) for output in exact))
+    if rounded is None:
+        return Bounds(floor, FLOAT_KL, arithmetic.why, {})
+    largest = max(_largest(a, b) for a, b in zip(exact, rounded, strict=True))
+    kl = divergence(exact, rounded)
+    why = f"{arithmetic.why}; {MARGIN:g} times what that alone does to the reference on the same tokens"
+    plain = {"difference": largest, "kl": kl}
+    return Bounds(floor + MARGIN * largest, FLOAT_KL + MARGIN * kl, why, plain)
+
+
+def distributions(exact: Sequence[Tensor], found: Sequence[Tensor], allowed: Bounds, what: str) -> list[Line]:
+    """Lines on logits: KL, the largest difference, the most likely token.
+
+    A token that the runtime prefers to the reference's own must be one that the allowed difference explains.
+    """
+    if (shapes := _shapes(exact, found)) is not None:
+        return [{"check": what, "passed": False, "said": shapes}]
+    if not all(bool(torch.isfinite(output).all()) for output in found):
+        return [{"check": what, "passed": False, "said": "the runtime gives NaN or infinity"}]
+    kl = divergence(exact, found)
+    largest = max(_largest(a, b) for a, b in zip(exact, found, strict=True))
+    count = agreed = 0
+    gap = 0.0
+    for a, b in zip(exact, found, strict=True):
+        best, theirs = a.argmax(-1), b.argmax(-1)
+        lost = a.gather(-1, best[..., None]) - a.gather(-1, theirs[..., None])
+        gap = max(gap, float(lost.max()))
+        count, agreed = count + best.numel(), agreed + int((best == theirs).sum())
+    return [
+        {
+            "check": f"{what}: divergence of the distributions",
+            "kl": kl,
+            "tolerance": allowed.kl,
+            "passed": kl <= allowed.kl,
+        },
+        {
+            "check": f"{what}: largest difference",
+            "difference": largest,
+            "tolerance": allowed.largest,
+            "passed": largest <= allowed.largest,
+        },
+        {
+            "check": f"{what}: most likely token",
+            "top1_agreement": agreed / count,
+            "positions": count,
+            "gap": gap,
+            "tolerance": 2 * allowed.largest,
+            "passed": gap <= 2 * allowed.largest,
+        },
+    ]
+
+
+def values(exact: Sequence[Tensor], found: Sequence[Tensor], allowed: Bounds, what: str) -> list[Line]:
+    """A line on outputs that are no distributions over a vocabulary."""
+    if (shapes := _shapes(exact, found)) is not None:
+        return [{"check": what, "passed": False, "said": shapes}]
+    largest = max(_largest(a, b) for a, b in zip(exact, found, strict=True))
+    finite = all(bool(torch.isfinite(output).all()) for output in found)
+    return [
+        {
+            "check": f"{what}: largest difference",
+            "difference": largest if finite else None,
+            "tolerance": allowed.largest,
+            "passed": finite and largest <= allowed.largest,
+        }
+    ]
+
+
+def greedy(expected: Sequence[int], logits: Tensor, found: Sequence[int], allowed: Bounds) -> Line:
+    """Do both write the same? Where they part, the reference's preference must be within what may differ.
+
+    logits: (n, V), those that `expected` was chosen from.
+    """
+    same = next((n for n, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), len(expected))
+    line: Line = {"check": "greedy tokens", "equal": same, "of": len(expected), "passed": True}
+    if same == len(expected) and len(found) >= len(expected):
+        return line
+    if same >= len(found):
+        return {**line, "passed": False, "said": f"the runtime stopped after {len(found)} tokens"}
+    gap = float(logits[same, expected[same]] - logits[same, found[same]])
+    said = f"they part at token {same + 1}, where the reference prefers its own by {gap:.3g}"
+    return {**line, "gap": gap, "tolerance": 2 * allowed.largest, "passed": gap <= 2 * allowed.largest, "said": said}
+
+
+def same_ids(expected: Sequence[Sequence[int]], found: Sequence[Sequence[int]] | None, what: str) -> Line | None:
+    """Are ids equal? None where the runtime makes none."""
+    if found is None:
+        return None
+    wrong = [n for n, (a, b) in enumerate(zip(expected, found, strict=True)) if list(a) != list(b)]
+    line: Line = {"check": what, "texts": len(expected), "equal": len(expected) - len(wrong), "passed": not wrong}
+    if wrong:
+        a, b = list(expected[wrong[0]]), list(found[wrong[0]])
+        at = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+        line["said"] = f"text {wrong[0] + 1} parts at token {at + 1}: {a[at : at + 4]} against {b[at : at + 4]}"
+    return line
+
+
+def divergence(exact: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """Mean KL of `found` from `exact` over all positions, nats; both (..., V) logits. In float64."""
+    total, count = 0.0, 0
+    for a, b in zip(exact, found, strict=True):
+        for rows_a, rows_b in zip(*(torch.split(x.flatten(0, -2), 64) for x in (a, b)), strict=True):
+            p, q = rows_a.double().log_softmax(-1), rows_b.double().log_softmax(-1)
+            total += float((p.exp() * (p - q)).sum())
+            count += len(p)
+    return max(0.0, total / count)
+
+
+def _largest(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+def _shapes(exact: Sequence[Tensor], found: Sequence[Tensor]) -> str | None:
+    for a, b in zip(exact, found, strict=True):
+        if a.shape != b.shape:
+            return f"the runtime gives {tuple(b.shape)}, the reference {tuple(a.shape)}"
+    return None
+
+
+def passed(lines: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether every line agrees; no line at all proves nothing."""
+    return bool(lines) and all(line["passed"] for line in lines)

@@ -1,0 +1,119 @@
+"""The compressed model in memory, float32, as an export stands for it: what every runtime is compared with.
+
+`rounded` runs the same model with the rounding that a runtime does on purpose (int8 inputs, bfloat16): how far that
+alone moves the outputs is what a runtime's own differences are measured against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.core.blocks import write_weight
+from compress.core.checkpoint import fill_tied
+from compress.core.errors import ModelError
+from compress.core.numerics.affine import dequantize
+from export.runtimes._kind import Arithmetic
+from export.source import Source
+
+BLOCK = 32  # inputs that share a scale in ggml's int8 blocks
+
+
+class Reference:
+    """The whole model in memory. packed: the layers whose codes the export holds; others are as OUT stores them."""
+
+    def __init__(self, source: Source, packed: Collection[str]) -> None:
+        """Load every weight: 4 bytes a parameter. Raises ModelError as `Checkpoint.load` does."""
+        self.source, self.packed = source, set(packed)
+        self.model: Any = source.model
+        checkpoint = source.checkpoint
+        for name, parameter in list(self.model.named_parameters()):
+            if parameter.is_meta:
+                fill_tied(self.model, name, checkpoint.load(name, torch.float32))
+        for coded in source.coded.values():
+            if coded.beside and coded.layer.name in self.packed:
+                parameter = self.model.get_parameter(coded.layer.param)
+                write_weight(coded.layer, parameter, dequantize(source.codes(coded.layer.name)))
+        checkpoint.fill_buffers()
+        self.model.eval()
+
+    @torch.inference_mode()
+    def run(self, inputs: Mapping[str, Tensor], arithmetic: Arithmetic | None = None) -> Tensor:
+        """Logits (B, L, V) of a model that has them, else its first output, float32; rounded as `arithmetic` says.
+
+        Raises ModelError for outputs that are not finite.
+        """
+        with self._rounding(arithmetic or Arithmetic()):
+            output = self.model(**inputs)
+        found: Tensor = output.logits if "logits" in output else _first(output)
+        found = found.float()
+        if not bool(torch.isfinite(found).all()):
+            raise ModelError(f"{self.source.folder} gives NaN or infinity; quantize it again from whole weights")
+        return found
+
+    def greedy(self, ids: Sequence[int], n: int) -> tuple[list[int], Tensor]:
+        """n next tokens by argmax, and the logits (n, V) they were chosen from."""
+        told, rows = list(ids), []
+        for _ in range(n):
+            rows.append(self.run({"input_ids": torch.tensor([told])})[0, -1])
+            told.append(int(rows[-1].argmax()))
+        return told[len(ids) :], torch.stack(rows)
+
+    @contextmanager
+    def _rounding(self, arithmetic: Arithmetic) -> Iterator[None]:
+        """Inside, the model computes as `arithmetic` says."""
+        dtype = getattr(torch, arithmetic.dtype)
+        handles = [
+            module.register_forward_pre_hook(hook)
+            for name, module in self.model.named_modules()
+            if (hook := self._hook(name, module, arithmetic)) is not None
+        ]
+        held = {n: p.data for n, p in self.model.named_parameters()} if dtype != torch.float32 else {}
+        try:
+            if held:
+                self.model.to(dtype)
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            if held:
+                self.model.float()
+                for name, data in held.items():
+                    self.model.get_parameter(name).data = data
+
+    def _hook(self, name: str, module: nn.Module, arithmetic: Arithmetic) -> Callable[..., Any] | None:
+        weight = getattr(module, "weight", None)
+        if isinstance(module, nn.Embedding) or not isinstance(weight, Tensor) or weight.dim() != 2:
+            return None
+        coded = self.source.coded.get(name)
+        if coded is not None and name in self.packed and arithmetic.coded:
+            size = BLOCK if arithmetic.coded == "int8-32" else coded.scheme.group_size
+            narrow = arithmetic.coded == "int8-32"
+            return lambda _, given: (rounded_by_blocks(given[0], size, narrow), *given[1:])
+        if (coded is None or name not in self.packed) and arithmetic.dense:
+            through = getattr(torch, arithmetic.dense)
+            return lambda _, given: (given[0].to(through).to(given[0].dtype), *given[1:])
+        return None
+
+
+def rounded_by_blocks(x: Tensor, size: int, narrow: bool) -> Tensor:
+    """`x` (..., I) as symmetric int8 codes of blocks of `size` inputs stand for it (-1: whole rows).
+
+    narrow: scales are stored as float16, after codes were chosen by the unrounded ones; so does ggml's Q8_0
+    (`quantize_row_q8_0_ref`: d = max |x| / 127, codes round(x / d)).
+    """
+    columns = x.shape[-1]
+    size = columns if size == -1 else size
+    padded = nn.functional.pad(x, (0, -columns % size)).reshape(*x.shape[:-1], -1, size)
+    scale = padded.abs().amax(-1, keepdim=True) / 127
+    codes = torch.where(scale > 0, padded / torch.where(scale > 0, scale, 1.0), 0.0).round()
+    whole: Tensor = (codes * (scale.half().float() if narrow else scale)).flatten(-2)
+    return whole[..., :columns]
+
+
+def _first(output: Any) -> Tensor:
+    return next(value for value in output.to_tuple() if isinstance(value, Tensor) and value.is_floating_point())

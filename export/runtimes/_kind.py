@@ -1,0 +1,59 @@
+"""What a runtime is. Only the standard library: this file is also read by interpreters that have nothing of ours.
+
+A runtime's file has `RUNTIME` and, in it, a function that opens an export in the runtime's own process. What is
+returned (a session) speaks numpy:
+
+    kind          decoder, encoder or encoder-decoder
+    vocabulary    rows of the logits, 0 for encoders
+    run(inputs)   dict of arrays by name (`input_ids` (B, L) int64 ...) -> logits (B, L, V) of a decoder, else the
+                  first output of the model, float32
+    greedy(ids, n)      n next tokens by argmax with the cache, end tokens not heeded      (decoders)
+    step(ids, fresh)    logits (V,) after feeding `ids`; fresh: with an empty cache        (decoders; for timing)
+    tokenize(text)      ids by the runtime's own tokenizer, no special tokens added; None where it has none
+    chat(messages)      ids of the prompt its server would build; None where it has no template
+    write(inputs, n)    ids that it writes for what it reads                               (encoder-decoders)
+
+Only what the kind asks for needs to be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a runtime computes, as far as it differs from float32 sums of the weights that the file stands for.
+
+    dtype: of everything. coded: how the inputs of layers with codes are rounded: `int8-32` (symmetric int8, blocks of
+    32 inputs, float16 scales), `int8-group` (the same by the weight's own groups, float32 scales); empty: not at all.
+    dense: the dtype that inputs of layers without codes are rounded to; empty: not at all. why: a sentence.
+    """
+
+    dtype: str = "float32"
+    coded: str = ""
+    dense: str = ""
+    why: str = "float32 sums in another order"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One runtime. open: (folder, settings) -> session; run where the runtime is installed.
+
+    formats: that it opens, with the arithmetic it opens each with. distribution: the package whose version is the
+    runtime's. packages: what `compress runtime install` installs, pinned and tested together; empty when it lives in
+    the interpreter of compress itself. unwanted: packages to be removed afterwards. server: (folder, port) -> arguments
+    of the interpreter that start a server for OpenAI clients, None when it has none.
+    """
+
+    open: Callable[[str, Mapping[str, Any]], Any]
+    formats: Mapping[str, Arithmetic]
+    distribution: str
+    packages: tuple[str, ...] = ()
+    unwanted: tuple[str, ...] = ()
+    build: Mapping[str, str] = field(default_factory=dict)
+    server: Callable[[str, int], list[str]] | None = None
+    extra: str = ""
+    notes: tuple[str, ...] = ()

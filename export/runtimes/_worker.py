@@ -1,0 +1,186 @@
+"""The process that holds one export in one runtime: run by path, with the interpreter the runtime is installed in.
+
+Nothing of ours is installed there, and nothing of ours may be seen there: only `export.runtimes` is made importable,
+from where this file lies. Requests and replies as in compress.core.child; the verbs are those of
+compress.measure.worker as far as a runtime has them, so that `bench` asks both alike.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+import types
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+
+def main() -> int:
+    """`_worker.py RUNTIME`: serve requests until stdin ends. Always 0: failures are replies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    server = Server(sys.argv[1])
+    for line in sys.stdin.buffer:
+        try:
+            _answer(out, server.handle(json.loads(line)))
+        except BrokenPipeError:
+            break
+    return 0
+
+
+class Server:
+    """Verbs of one process; at most one export is open."""
+
+    def __init__(self, name: str) -> None:
+        package = types.ModuleType("export")
+        package.__path__ = [str(Path(__file__).resolve().parents[1])]
+        sys.modules.setdefault("export", package)
+        self.runtime = importlib.import_module(f"export.runtimes.{name.replace('-', '_')}").RUNTIME
+        self.settings_given: dict[str, Any] = {"threads": 0}
+        self.session: Any = None
+        self.kept: Any = None
+        self.load_seconds: float | None = None
+        self.baseline = _status("VmRSS")
+
+    def handle(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The reply to one request; every failure becomes an `error`."""
+        verb = str(request.get("verb"))
+        try:
+            if verb.startswith("_") or verb in ("handle", "runtime", "session"):
+                raise ValueError(f"no such request: {verb}")
+            return {"result": getattr(self, verb)(**request.get("arguments", {}))}
+        except Exception as error:
+            traceback.print_exc()
+            said = " ".join(str(error).split())[:400]
+            return {"error": {"kind": "CompressError", "message": f"{verb} failed: {type(error).__name__}: {said}"}}
+
+    def settings(self, values: Mapping[str, Any]) -> int:
+        """Take settings; the number of threads."""
+        self.settings_given = {**values, "threads": int(values.get("threads") or _cores())}
+        return int(self.settings_given["threads"])
+
+    def version(self) -> str:
+        """The runtime's version."""
+        return metadata.version(self.runtime.distribution)
+
+    def load(self, subject: str) -> dict[str, Any]:
+        """Open an export."""
+        begin = time.perf_counter()
+        self.session = self.runtime.open(subject, self.settings_given)
+        self.load_seconds = time.perf_counter() - begin
+        return {"kind": self.session.kind, "vocabulary": int(self.session.vocabulary)}
+
+    def run(self, inputs: Mapping[str, Any]) -> Any:
+        """The first output for named inputs: nested lists of whole numbers, or of floats."""
+        return self._open().run(_arrays(inputs))
+
+    def forward(self, ids: list[int]) -> list[int]:
+        """Run a decoder or an encoder over one sequence; its shape. The rows stay here until asked for."""
+        import numpy as np
+
+        inputs = {"input_ids": np.asarray([ids], dtype=np.int64)}
+        self.kept = self._open().run(inputs)[0]
+        return list(self.kept.shape)
+
+    def rows(self, start: int, stop: int) -> Any:
+        """Some rows of what `forward` kept."""
+        return self.kept[start:stop]
+
+    def greedy(self, ids: list[int], n: int) -> list[int]:
+        """Next tokens by argmax."""
+        return [int(token) for token in self._open().greedy(ids, n)]
+
+    def write(self, inputs: Mapping[str, Any], n: int) -> list[list[int]]:
+        """What an encoder-decoder writes, a list of ids for each row."""
+        return [[int(token) for token in row] for row in self._open().write(_arrays(inputs), n)]
+
+    def tokenize(self, texts: list[str]) -> list[list[int]] | None:
+        """Ids of texts by the runtime's own tokenizer."""
+        found = [self._open().tokenize(text) for text in texts]
+        return None if any(ids is None for ids in found) else [list(map(int, ids)) for ids in found]
+
+    def chat(self, messages: list[dict[str, str]]) -> list[int] | None:
+        """Ids of the prompt that the runtime builds from messages."""
+        ids = self._open().chat(messages)
+        return None if ids is None else [int(token) for token in ids]
+
+    def latency(self, prompt: int, decode: int, repeats: int, warmup: int) -> dict[str, Any]:
+        """Seconds of prefill and of decode steps, as compress.measure.subject times them."""
+        import numpy as np
+
+        session, threads = self._open(), self.settings_given["threads"]
+        most = session.vocabulary or 1000
+        ids = np.random.default_rng(0).integers(0, most, prompt)
+        prefill, steps = [], []
+        for turn in range(warmup + repeats):
+            begin = time.perf_counter()
+            if session.kind == "decoder":
+                logits = session.step([int(token) for token in ids], True)
+            else:
+                session.run({"input_ids": ids[None].astype(np.int64)})
+            first = time.perf_counter() - begin
+            taken = []
+            for _ in range(decode if session.kind == "decoder" else 0):
+                begin = time.perf_counter()
+                logits = session.step([int(logits.argmax())], False)
+                taken.append(time.perf_counter() - begin)
+            if turn >= warmup:
+                prefill.append(first)
+                steps.append(taken)
+        return {"prefill_seconds": prefill, "step_seconds": steps, "threads": threads}
+
+    def rss(self) -> dict[str, Any]:
+        """Resident bytes: peak, now, and before a model was loaded; seconds the loading took."""
+        now = _status("VmRSS")
+        peak = max(_status("VmHWM"), now)
+        return {"peak": peak, "current": now, "baseline": self.baseline, "load_seconds": self.load_seconds}
+
+    def _open(self) -> Any:
+        if self.session is None:
+            raise ValueError("no export is open in this worker; send load first")
+        return self.session
+
+
+def _arrays(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    import numpy as np
+
+    found = {name: np.asarray(values) for name, values in inputs.items()}
+    return {n: a.astype(np.float32 if a.dtype.kind == "f" else np.int64) for n, a in found.items()}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _status(field: str) -> int:
+    try:
+        text = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(f"{field}:")), 0)
+
+
+def _answer(out: IO[bytes], reply: dict[str, Any]) -> None:
+    result = reply.get("result")
+    if hasattr(result, "dtype"):
+        import numpy as np
+
+        array = np.ascontiguousarray(result, dtype="<f4")
+        header = {"result": None, "shape": list(array.shape), "bytes": array.nbytes}
+        out.write(json.dumps(header).encode() + b"\n")
+        if array.size:
+            out.write(array.tobytes())
+    else:
+        out.write(json.dumps(reply).encode() + b"\n")
+    out.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
