@@ -193,7 +193,7 @@ def _static(where: Path, told: dict[str, Any], source: Source, form: ExportForma
 def _expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], settings: VerifySettings) -> Expected:
     """Run the reference: the whole model in memory, for as long as this takes."""
     device.set_threads(settings.threads)
-    limit = longest_sequence(source.checkpoint.config)
+    limit = min(longest_sequence(source.checkpoint.config), told["facts"].get("longest", 1 << 20))
     sequences = read_probe(source.folder, limit)
     decoder = kind_of(source.model) == "causal"
     inputs = [{"input_ids": ids[None]} for ids in sequences]

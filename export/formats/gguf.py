@@ -104,7 +104,10 @@ def write(source: Source, folder: Path, options: Options, report: Report) -> Wri
         counts[kind.name] = counts.get(kind.name, 0) + 1
     kept = _kept_dtype(source, options)
     facts = {"file": FILE, "tensors": counts, "arithmetic": {"dense": _INPUTS[kept]}}
-    return Written(packed, facts, architecture.notes(config))
+    if (window := architecture.same_up_to(config)) is None:
+        return Written(packed, facts)
+    note = f"llama.cpp has no sliding window for this architecture: texts above {window} tokens come out otherwise"
+    return Written(packed, {**facts, "longest": window}, (note,))
 
 
 _INPUTS = {"F32": "", "F16": "float16", "BF16": "bfloat16"}

@@ -66,14 +66,12 @@ def refuses(config: Any, model_class: str) -> str | None:
     return None
 
 
-def notes(config: Any) -> tuple[str, ...]:
-    """Where llama.cpp's model is another than transformers', though not on short texts."""
+def same_up_to(config: Any) -> int | None:
+    """Tokens up to which llama.cpp's model is transformers'; None for all the model takes."""
     window = getattr(config, "sliding_window", None)
     if architecture_of(config).windows or not window or not getattr(config, "use_sliding_window", True):
-        return ()
-    if window >= getattr(config, "max_position_embeddings", 0):
-        return ()
-    return (f"llama.cpp has no sliding window for this architecture: texts above {window} tokens differ",)
+        return None
+    return int(window) if window < getattr(config, "max_position_embeddings", 0) else None
 
 
 def rope(config: Any) -> dict[str, Any]:
