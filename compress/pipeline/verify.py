@@ -91,7 +91,7 @@ def verify(where: Path, source: Source, settings: VerifySettings, hooks: Hooks) 
         hooks.report("reference", 1, 1)
         for number, name in enumerate(chosen):
             hooks.report(f"running {name}", number, len(chosen))
-            found, figures = _judged(where, name, told["format"], expected, settings)
+            found, figures = _judged(where, name, _spoken(told), expected, settings)
             lines += found
             measurements += figures
         hooks.report("running", len(chosen), len(chosen))
@@ -204,7 +204,7 @@ def _expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], set
     texts = texts_of(tokenizer, sequences)
     reference = Reference(source, told["packed"])
     exact = [reference.run(given) for given in inputs]
-    kinds = {environments.runtime(name).formats[told["format"]] for name in runtimes}
+    kinds = {environments.runtime(name).formats[_spoken(told)] for name in runtimes}
     rounded = {kind: [reference.run(given, kind) for given in inputs] for kind in kinds if _rounds(kind)}
     prompt = sequences[0][:PROMPT].tolist()
     written, chosen = reference.greedy(prompt, judge.GREEDY) if decoder else ([], torch.empty(0))
@@ -214,6 +214,12 @@ def _expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], set
         filled = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=False)
         chat = list(tokenizer(filled, add_special_tokens=False)["input_ids"])
     return Expected(inputs, exact, rounded, prompt, written, chosen, decoder, texts, ids, chat)
+
+
+def _spoken(told: dict[str, Any]) -> str:
+    """How runtimes call the format of an export: `format`, or `format:arithmetic` where one is written for another."""
+    kind = told["facts"].get("arithmetic")
+    return f"{told['format']}:{kind}" if kind else str(told["format"])
 
 
 def _rounds(kind: Arithmetic) -> bool:

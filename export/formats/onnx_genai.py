@@ -1,0 +1,239 @@
+"""onnx-genai: a decoder for onnxruntime-genai, its graph made by onnxruntime-genai's own model builder.
+
+The builder reads GPTQ checkpoints, but rounds what they keep in float by itself (embedding and head to 4 bits, inputs
+to int8: measured with 0.18). Here it is given the weights that the codes stand for, in float32, and told to round
+nothing; every matrix in its graph that is one of our layers, found by its value, then becomes a MatMulNBits (or a
+GatherBlockQuantized, for an embedding with codes) with our codes, scales and zero points. Nothing is rounded twice, and
+bits, groups and zero points may differ from layer to layer.
+
+accuracy_level is what MatMulNBits may do with its inputs: 0 multiplies in float32, 4 rounds them to int8 by blocks of
+the weight, which is faster and is then what the runtime is judged by.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compress.core import device
+from compress.core.errors import CompressError, MissingRuntimeError
+from compress.core.files import atomic_write, read_pieces, write_json
+from compress.core.numerics.affine import dequantize
+from compress.core.safetensors_file import Pending
+from compress.core.types import FormatCaps
+from export import environments
+from export.formats._onnx_nbits import block_of
+from export.kinds import ExportFormat, Report, Written
+from export.shards import write_sharded
+from export.source import Coded, Source
+
+Array = np.ndarray[Any, Any]
+RUNTIME = "onnxruntime-genai"
+PATIENCE_SECONDS = 7200.0
+KNOWN = frozenset({
+    "Ernie4_5ForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "GemmaForCausalLM", "GraniteForCausalLM",
+    "HunYuanDenseV1ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "NemotronForCausalLM", "OlmoForCausalLM",
+    "Phi3ForCausalLM", "PhiForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "SmolLM3ForCausalLM",
+})  # fmt: skip
+"""Text decoders without experts that the builder of the pinned version has a graph for (models/builder.py)."""
+CAPS = FormatCaps(
+    bits=(2, 3, 4, 8),
+    auto_groups=(128, 64, 32),
+    symmetric_only=frozenset(),
+    containers=frozenset({"linear", "embedding"}),
+    notes=("2 and 3 bits are stored in 4; groups must be multiples of 16",),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of the format."""
+
+    accuracy_level: int = 0  # 0: inputs stay float32; 4: inputs become int8 by blocks, faster and less exact
+
+
+def refuses(source: Source, options: Options) -> str | None:
+    """Why onnxruntime-genai cannot have `source`; None when it can.
+
+    Raises MissingRuntimeError when its builder is not there.
+    """
+    if options.accuracy_level not in (0, 4):
+        return f"accuracy_level={options.accuracy_level} is none of its CPU kernels; use 0 or 4"
+    if source.structure.architecture not in KNOWN:
+        return f"its builder has no graph for {source.structure.architecture}; export gguf or compressed-tensors"
+    for name, coded in source.coded.items():
+        if (because := _misfit(coded)) is not None:
+            return f"{name} {because}"
+    where = environments.place(RUNTIME)
+    if where.interpreter is None:
+        raise MissingRuntimeError(where.name, where.install)
+    return None
+
+
+def _misfit(coded: Coded) -> str | None:
+    if coded.scheme.kind != "int":
+        return f"is {coded.scheme.name}; MatMulNBits holds integer codes"
+    if coded.activation is not None:
+        return "takes int8 inputs on a grid of its own, which MatMulNBits has no place for"
+    if coded.layer.container not in CAPS.containers:
+        return f"is a {coded.layer.container} weight, which the builder's graph does not multiply by itself"
+    if block_of(coded.scheme, coded.layer.shape[1]) is None:
+        return f"has groups of {coded.scheme.group_size}; blocks are multiples of 16: quantize with --group-size 32"
+    return None
+
+
+def write(source: Source, folder: Path, options: Options, report: Report) -> Written:
+    """Build the graph in a folder aside, and write it with our codes into `folder`."""
+    from export.formats._onnx_graph import Rewriter, digest
+
+    aside, built = folder / ".float", folder / ".built"
+    try:
+        names = {digest(dequantize(source.codes(name))): name for name in source.coded}
+        _whole(source, aside, report)
+        report("onnxruntime-genai builds the graph", 0, 1)
+        _build(aside, built)
+        report("onnxruntime-genai builds the graph", 1, 1)
+        shutil.rmtree(aside)
+        Rewriter(built, names, source.codes, options.accuracy_level).write(folder)
+        write_json(folder / "genai_config.json", json.loads((built / "genai_config.json").read_text(encoding="utf-8")))
+    finally:
+        for path in (aside, built):
+            shutil.rmtree(path, ignore_errors=True)
+    place = environments.place(RUNTIME)
+    facts = {"builder": f"{RUNTIME} {place.version}", "accuracy_level": options.accuracy_level}
+    notes = []
+    if options.accuracy_level == 4:
+        facts["arithmetic"] = "int8"
+        notes.append("inputs of packed layers are rounded to int8 while it runs (accuracy_level 4)")
+    if any(coded.scheme.bits < 4 for coded in source.coded.values()):
+        notes.append("codes of 2 and 3 bits are stored in 4: the same values, no smaller than 4 bits")
+    return Written(tuple(source.coded), facts, tuple(notes))
+
+
+def _whole(source: Source, aside: Path, report: Report) -> None:
+    """A checkpoint in float32 of what the codes stand for, for the builder to read."""
+    aside.mkdir()
+    coded = {source.checkpoint.sources[param].keys[0]: param for param in source.by_param}
+    entries = source.checkpoint.entries
+    tensors = {}
+
+    def made(key: str, number: int) -> Tensor:
+        report("weights for the builder", number, len(entries))
+        if key in coded:
+            return source.weight(coded[key])
+        return source.checkpoint.read(key, torch.float32)
+
+    for number, (key, entry) in enumerate(entries.items(), 1):
+        tensors[key] = Pending(torch.float32, entry.shape, lambda k=key, n=number: made(k, n))  # type: ignore[misc]
+    write_sharded(aside, tensors)
+    config = {key: value for key, value in source.config.items() if key not in ("quantization_config", "torch_dtype")}
+    write_json(aside / "config.json", {**config, "dtype": "float32"})
+    for name in source.companions():
+        atomic_write(aside / name, read_pieces(source.folder / name))
+
+
+def _build(aside: Path, built: Path) -> None:
+    where = environments.place(RUNTIME)
+    if where.interpreter is None:
+        raise MissingRuntimeError(where.name, where.install)
+    command = [
+        str(where.interpreter), "-m", "onnxruntime_genai.models.builder", "-m", "model", "-i", str(aside.resolve()),
+        "-o", str(built.resolve()), "-p", "fp32", "-e", "cpu", "-c", str((built / "cache").resolve()),
+        "--extra_options", "fuse_qkv=false", "hf_token=false",
+    ]  # fmt: skip
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    try:
+        run = subprocess.run(
+            command, capture_output=True, text=True, env=device.plain_environment() | offline, check=False,
+            timeout=PATIENCE_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise CompressError(f"{RUNTIME}'s builder did not end within {PATIENCE_SECONDS:.0f} s") from None
+    if run.returncode or not (built / "model.onnx").is_file():
+        said = " | ".join((run.stderr.strip() or run.stdout.strip() or "no message").splitlines()[-3:])
+        raise CompressError(f"{RUNTIME}'s builder failed: {said[-600:]}")
+
+
+def read_back(folder: Path, source: Source) -> Iterator[tuple[str, Tensor]]:
+    """(layer, weight (O, I) float32) of every layer with codes, read with onnx and numpy by the operators' definition.
+
+    A layer that two operators share is read by both, and must be one.
+    """
+    from export.formats._onnx_graph import read
+
+    seen: dict[str, Array] = {}
+    tied = {source.structure.embedding.name} if source.structure.embedding is not None else set()
+    for layer, operator, said, held in read(folder / "model.onnx"):
+        product = operator == "MatMulNBits"
+        codes, scales = (held[1], held[2]) if product else (held[0], held[2])
+        zeros = held[3] if len(held) > 3 else None
+        columns = said["K"] if product else source.coded[layer].layer.shape[1]
+        value = _values(codes, scales, zeros, (said["bits"], said["block_size"], columns))
+        if layer in seen:
+            if not np.array_equal(seen[layer], value):
+                raise CompressError(f"{layer} is another weight where it multiplies than where rows are looked up")
+            continue
+        if layer in tied:
+            seen[layer] = value
+        yield layer, torch.from_numpy(value)
+
+
+def _values(codes: Array, scales: Array, zeros: Array | None, how: tuple[int, int, int]) -> Array:
+    """(O, I) float32. how: bits, inputs in a block, I."""
+    bits, block, columns = how
+    rows = scales.shape[0]
+    blocks = scales.reshape(rows, -1)
+    whole = _numbers(codes.reshape(rows, -1), bits)
+    zero = np.full(blocks.shape, 1 << (bits - 1), np.float32)
+    if zeros is not None:
+        zero = _numbers(zeros.reshape(rows, -1), bits)[:, : blocks.shape[1]]
+    every = (whole - np.repeat(zero, block, 1)) * np.repeat(blocks, block, 1)
+    found: Array = np.ascontiguousarray(every[:, :columns])
+    return found
+
+
+def _numbers(packed: Array, bits: int) -> Array:
+    digits = np.unpackbits(packed, axis=1, bitorder="little")
+    found: Array = (digits.reshape(len(packed), -1, bits) @ (1 << np.arange(bits))).astype(np.float32)
+    return found
+
+
+def readme(_: Path) -> list[str]:
+    """How to run it, and one request."""
+    return [
+        "```python",
+        "import json, onnxruntime_genai as og",
+        "model = og.Model('.')",
+        "tokenizer = og.Tokenizer(model)",
+        "messages = json.dumps([{'role': 'user', 'content': 'Name three fruits, please.'}])",
+        "params = og.GeneratorParams(model)",
+        "params.set_search_options(max_length=200)",
+        "generator = og.Generator(model, params)",
+        "prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)",
+        "generator.append_tokens(tokenizer.encode(prompt))",
+        "while not generator.is_done():",
+        "    generator.generate_next_token()",
+        "print(tokenizer.decode(generator.get_sequence(0)))",
+        "```",
+    ]
+
+
+EXPORT = ExportFormat(
+    summary="An ONNX decoder for onnxruntime-genai",
+    caps=CAPS,
+    runtimes=(RUNTIME,),
+    options=Options,
+    refuses=refuses,
+    write=write,
+    read_back=read_back,
+    readme=readme,
+)
