@@ -21,11 +21,12 @@ from torch import Tensor
 
 from compress.core.errors import CompressError
 from compress.core.files import atomic_write
+from compress.core.numerics.affine import dequantize
 from compress.core.types import QTensor
 from export.formats._onnx_nbits import NBits, pack
 
 GRAPH, DATA = "model.onnx", "model.onnx.data"
-MARK = "compress.layer"
+MARK, ROWS = "compress.layer", "compress.rows"
 ALIGN = 4096
 SMALL = 1024  # bytes: what stays in the graph's own file
 NARROW = 4096  # elements: below, 16 bits are not worth a node
@@ -56,18 +57,15 @@ class Rewriter:
         self.tensors: dict[str, Tensor] = {}
         self.front: list[Any] = []
         self.instead: dict[str, list[Any]] = {}
-        self.found: set[str] = set()
+        self.found: dict[str, int] = {}
 
     def write(self, out: Path) -> None:
         """Write the graph and its data into `out`. Raises CompressError when a layer is not in the graph."""
-        for name, item in self.initial.items():
-            value = self._value(item)
-            matrix = value.dtype == torch.float32 and value.dim() == 2
-            if not (matrix and self._coded(name, value)):
-                self._kept(name, value)
-        lost = sorted(set(self.names.values()) - self.found)
-        if lost:
-            raise CompressError(f"the builder's graph has no matrix with the weight of {lost[0]}; report this model")
+        left = [name for name, item in self.initial.items() if not self._coded(name, self._value(item))]
+        for layer in sorted(set(self.names.values()) - set(self.found)):
+            left = self._cut(layer, left)
+        for name in left:
+            self._kept(name, self._value(self.initial[name]))
         graph = self.model.graph
         nodes = [new for node in graph.node for new in self.instead.get(node.name, [node])]
         del graph.node[:], graph.initializer[:]
@@ -76,31 +74,70 @@ class Rewriter:
 
     def _coded(self, name: str, value: Tensor) -> bool:
         """Put codes in the place of `name` where it is a layer's weight (O, I) for a look-up, or its transpose."""
-        users = self.users.get(name, [])
-        multiplied = [node for node in users if node.op_type == "MatMul" and node.input[1] == name]
+        if value.dtype != torch.float32 or value.dim() != 2:
+            return False
+        multiplied = self._products(name)
         looked, between = self._look_ups(name)
         layer = self.names.get(digest(value.t() if multiplied else value))
         if layer is None or len(multiplied) + len(looked) == 0:
             return False
-        if {n.name for n in users} != {n.name for n in (*multiplied, *(between or looked))}:
+        if {n.name for n in self.users[name]} != {n.name for n in (*multiplied, *(between or looked))}:
             raise CompressError(f"the builder's graph uses {layer} in an unknown way; report this model")
-        held, base = pack(self.codes(layer)), name.removesuffix(".weight").removesuffix(".MatMul")
-        parts = {"qweight": held.weight, "scales": held.scales, "qzeros": held.zero}
-        names = [f"{base}.{part}" if tensor is not None else "" for part, tensor in parts.items()]
-        self.tensors |= {f"{base}.{part}": tensor for part, tensor in parts.items() if tensor is not None}
+        q = self.codes(layer)
+        held, names = self._store(name, q)
         for node in multiplied:
-            self.instead[node.name] = [self._product(node, layer, names, held, value.shape)]
+            self.instead[node.name] = [self._product(node, layer, names, held, q.codes.shape)]
         for node in between:
             self.instead[node.name] = []
         if looked:
             self._table(looked, layer, names, held)
-        self.found.add(layer)
+        self.found[layer] = len(q.codes)
         return True
+
+    def _cut(self, layer: str, left: list[str]) -> list[str]:
+        """Find a layer that the builder cut into several matrices by its rows; what is left then.
+
+        Raises CompressError when not all of its rows are there, once each.
+        """
+        q = self.codes(layer)
+        weight = dequantize(q)
+        starts: dict[int, int] = {}
+        for name in left:
+            multiplied = self._products(name)
+            dims = list(self.initial[name].dims)
+            if not multiplied or len(dims) != 2 or dims[0] != weight.shape[1] or dims[1] >= len(weight):
+                continue
+            rows = self._value(self.initial[name]).t()
+            for start in (weight == rows[0]).all(1).nonzero().flatten().tolist():
+                if start not in starts and torch.equal(weight[start : start + len(rows)], rows):
+                    part = _rows(q, start, start + len(rows))
+                    held, names = self._store(name, part)
+                    for node in multiplied:
+                        made = self._product(node, layer, names, held, part.codes.shape)
+                        made.metadata_props.add(key=ROWS, value=str(start))
+                        self.instead[node.name] = [made]
+                    starts[start] = len(rows)
+                    left = [other for other in left if other != name]
+                    break
+        if sum(starts.values()) != len(weight):
+            raise CompressError(f"the builder's graph has no matrix with the weight of {layer}; report this model")
+        self.found[layer] = len(weight)
+        return left
+
+    def _products(self, name: str) -> list[Any]:
+        return [node for node in self.users.get(name, []) if node.op_type == "MatMul" and node.input[1] == name]
+
+    def _store(self, name: str, q: QTensor) -> tuple[NBits, list[str]]:
+        """Pack codes under names made of the builder's; a name is empty for what there is none of."""
+        held, base = pack(q), name.removesuffix(".weight").removesuffix(".MatMul")
+        parts = {"qweight": held.weight, "scales": held.scales, "qzeros": held.zero}
+        self.tensors |= {f"{base}.{part}": tensor for part, tensor in parts.items() if tensor is not None}
+        return held, [f"{base}.{part}" if tensor is not None else "" for part, tensor in parts.items()]
 
     def _product(self, node: Any, layer: str, names: list[str], held: NBits, shape: torch.Size) -> Any:
         inputs = [node.input[0], *names] if names[2] else [node.input[0], *names[:2]]
         made = helper.make_node(
-            "MatMulNBits", inputs, list(node.output), f"{node.name}NBits", domain=DOMAIN, K=shape[0], N=shape[1],
+            "MatMulNBits", inputs, list(node.output), f"{node.name}NBits", domain=DOMAIN, K=shape[1], N=shape[0],
             bits=held.bits, block_size=held.block, accuracy_level=self.level,
         )  # fmt: skip
         made.metadata_props.add(key=MARK, value=layer)
@@ -160,15 +197,15 @@ class Rewriter:
         return (found, turned) if whole else ([], [])
 
     def _value(self, item: Any) -> Tensor:
-        if item.external_data:
-            external_data_helper.load_external_data_for_tensor(item, str(self.built))
-        value = torch.from_numpy(np.array(numpy_helper.to_array(item)))
-        item.ClearField("raw_data")
-        return value
+        held = TensorProto()
+        held.CopyFrom(item)
+        if held.external_data:
+            external_data_helper.load_external_data_for_tensor(held, str(self.built))
+        return torch.from_numpy(np.array(numpy_helper.to_array(held)))
 
 
-def read(path: Path) -> Iterator[tuple[str, str, dict[str, Any], list[Any]]]:
-    """(layer, operator, attributes, initializers by position) of every marked node, by onnx's own reader."""
+def read(path: Path) -> Iterator[tuple[str, int, Any, list[Any]]]:
+    """(layer, its first row, node, initializers by position) of every marked node, by onnx's own reader."""
     model = onnx.load(path, load_external_data=False)
     initial = {item.name: item for item in model.graph.initializer}
     made = {node.output[0]: node for node in model.graph.node if node.op_type == "Reshape"}
@@ -176,7 +213,7 @@ def read(path: Path) -> Iterator[tuple[str, str, dict[str, Any], list[Any]]]:
         layer = next((entry.value for entry in node.metadata_props if entry.key == MARK), None)
         if layer is None:
             continue
-        said = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+        start = next((int(entry.value) for entry in node.metadata_props if entry.key == ROWS), 0)
         names = [made[name].input[0] if name in made else name for name in node.input]
         held: list[Any] = []
         for name in names:
@@ -188,7 +225,17 @@ def read(path: Path) -> Iterator[tuple[str, str, dict[str, Any], list[Any]]]:
             if item.external_data:
                 external_data_helper.load_external_data_for_tensor(item, str(path.parent))
             held.append(numpy_helper.to_array(item))
-        yield layer, node.op_type, said, held
+        yield layer, start, node, held
+
+
+def attributes(node: Any) -> dict[str, Any]:
+    """The attributes of a node."""
+    return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+
+
+def _rows(q: QTensor, first: int, last: int) -> QTensor:
+    zero = q.zero[first:last] if q.zero is not None else None
+    return QTensor(q.codes[first:last], q.scale[first:last], zero, q.scheme)
 
 
 def _narrow(value: Tensor) -> Tensor | None:

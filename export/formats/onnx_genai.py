@@ -33,12 +33,14 @@ from compress.core.types import FormatCaps
 from export import environments
 from export.formats._onnx_nbits import block_of
 from export.kinds import ExportFormat, Report, Written
+from export.runtimes import _genai_builder
 from export.shards import write_sharded
 from export.source import Coded, Source
 
 Array = np.ndarray[Any, Any]
 RUNTIME = "onnxruntime-genai"
 PATIENCE_SECONDS = 7200.0
+HEAD = 16  # GroupQueryAttention: "head_size shall be a multiple of 16"
 KNOWN = frozenset({
     "Ernie4_5ForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "GemmaForCausalLM", "GraniteForCausalLM",
     "HunYuanDenseV1ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "NemotronForCausalLM", "OlmoForCausalLM",
@@ -70,6 +72,10 @@ def refuses(source: Source, options: Options) -> str | None:
         return f"accuracy_level={options.accuracy_level} is none of its CPU kernels; use 0 or 4"
     if source.structure.architecture not in KNOWN:
         return f"its builder has no graph for {source.structure.architecture}; export gguf or compressed-tensors"
+    config = source.checkpoint.config
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if size % HEAD:
+        return f"its attention takes heads of a multiple of {HEAD}, and these have {size}; export gguf"
     for name, coded in source.coded.items():
         if (because := _misfit(coded)) is not None:
             return f"{name} {because}"
@@ -145,11 +151,7 @@ def _build(aside: Path, built: Path) -> None:
     where = environments.place(RUNTIME)
     if where.interpreter is None:
         raise MissingRuntimeError(where.name, where.install)
-    command = [
-        str(where.interpreter), "-m", "onnxruntime_genai.models.builder", "-m", "model", "-i", str(aside.resolve()),
-        "-o", str(built.resolve()), "-p", "fp32", "-e", "cpu", "-c", str((built / "cache").resolve()),
-        "--extra_options", "fuse_qkv=false", "hf_token=false",
-    ]  # fmt: skip
+    command = [str(where.interpreter), str(_genai_builder.__file__), str(aside.resolve()), str(built.resolve())]
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     try:
         run = subprocess.run(
@@ -166,25 +168,34 @@ def _build(aside: Path, built: Path) -> None:
 def read_back(folder: Path, source: Source) -> Iterator[tuple[str, Tensor]]:
     """(layer, weight (O, I) float32) of every layer with codes, read with onnx and numpy by the operators' definition.
 
-    A layer that two operators share is read by both, and must be one.
+    A layer that two operators share is read by both, and must be one; one that is cut is put together.
     """
-    from export.formats._onnx_graph import read
+    from export.formats._onnx_graph import attributes, read
 
-    seen: dict[str, Array] = {}
-    tied = {source.structure.embedding.name} if source.structure.embedding is not None else set()
-    for layer, operator, said, held in read(folder / "model.onnx"):
-        product = operator == "MatMulNBits"
-        codes, scales = (held[1], held[2]) if product else (held[0], held[2])
-        zeros = held[3] if len(held) > 3 else None
+    pieces: dict[str, dict[int, Array]] = {}
+    for layer, start, node, held in read(folder / "model.onnx"):
+        said, product = attributes(node), node.op_type == "MatMulNBits"
+        codes = held[1] if product else held[0]
         columns = said["K"] if product else source.coded[layer].layer.shape[1]
-        value = _values(codes, scales, zeros, (said["bits"], said["block_size"], columns))
-        if layer in seen:
-            if not np.array_equal(seen[layer], value):
-                raise CompressError(f"{layer} is another weight where it multiplies than where rows are looked up")
-            continue
-        if layer in tied:
-            seen[layer] = value
-        yield layer, torch.from_numpy(value)
+        value = _values(codes, held[2], held[3] if len(held) > 3 else None, (said["bits"], said["block_size"], columns))
+        parts = pieces.setdefault(layer, {})
+        if start in parts and not np.array_equal(parts[start], value):
+            raise CompressError(f"{layer} is another weight where it multiplies than where rows are looked up")
+        parts[start] = value
+        if layer not in _ends(source) and sum(map(len, parts.values())) == source.coded[layer].layer.shape[0]:
+            yield layer, torch.from_numpy(_joined(pieces.pop(layer)))
+    for layer, parts in pieces.items():
+        yield layer, torch.from_numpy(_joined(parts))
+
+
+def _ends(source: Source) -> set[str]:
+    """The embedding, which two operators may share."""
+    return {source.structure.embedding.name} if source.structure.embedding is not None else set()
+
+
+def _joined(parts: dict[int, Array]) -> Array:
+    found: Array = np.concatenate([part for _, part in sorted(parts.items())])
+    return found
 
 
 def _values(codes: Array, scales: Array, zeros: Array | None, how: tuple[int, int, int]) -> Array:
