@@ -8,7 +8,6 @@ tied to the head is there once.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from compress.core.files import atomic_write
 from compress.core.numerics.affine import dequantize
 from compress.core.types import QTensor
 from export.formats._onnx_nbits import NBits, pack
+from export.formats._whole import digest
 
 GRAPH, DATA = "model.onnx", "model.onnx.data"
 MARK, ROWS = "compress.layer", "compress.rows"
@@ -36,11 +36,6 @@ _TYPES = {
     torch.uint8: TensorProto.UINT8, torch.int64: TensorProto.INT64, torch.int32: TensorProto.INT32,
     torch.bool: TensorProto.BOOL,
 }  # fmt: skip
-
-
-def digest(weight: Tensor) -> bytes:
-    """What tells a weight (O, I) float32 from every other."""
-    return hashlib.sha256(weight.contiguous().numpy().tobytes()).digest()
 
 
 class Rewriter:

@@ -26,15 +26,13 @@ from torch import Tensor
 
 from compress.core import device
 from compress.core.errors import CompressError, MissingRuntimeError
-from compress.core.files import atomic_write, read_pieces, write_json
-from compress.core.numerics.affine import dequantize
-from compress.core.safetensors_file import Pending
+from compress.core.files import write_json
 from compress.core.types import FormatCaps
 from export import environments
 from export.formats._onnx_nbits import block_of
+from export.formats._whole import names_by_digest, write_whole
 from export.kinds import ExportFormat, Report, Written
 from export.runtimes import _genai_builder
-from export.shards import write_sharded
 from export.source import Coded, Source
 
 Array = np.ndarray[Any, Any]
@@ -99,12 +97,12 @@ def _misfit(coded: Coded) -> str | None:
 
 def write(source: Source, folder: Path, options: Options, report: Report) -> Written:
     """Build the graph in a folder aside, and write it with our codes into `folder`."""
-    from export.formats._onnx_graph import Rewriter, digest
+    from export.formats._onnx_graph import Rewriter
 
     aside, built = folder / ".float", folder / ".built"
     try:
-        names = {digest(dequantize(source.codes(name))): name for name in source.coded}
-        _whole(source, aside, report)
+        names = names_by_digest(source)
+        write_whole(source, aside, report)
         report("onnxruntime-genai builds the graph", 0, 1)
         _build(aside, built)
         report("onnxruntime-genai builds the graph", 1, 1)
@@ -123,28 +121,6 @@ def write(source: Source, folder: Path, options: Options, report: Report) -> Wri
     if any(coded.scheme.bits < 4 for coded in source.coded.values()):
         notes.append("codes of 2 and 3 bits are stored in 4: the same values, no smaller than 4 bits")
     return Written(tuple(source.coded), facts, tuple(notes))
-
-
-def _whole(source: Source, aside: Path, report: Report) -> None:
-    """A checkpoint in float32 of what the codes stand for, for the builder to read."""
-    aside.mkdir()
-    coded = {source.checkpoint.sources[param].keys[0]: param for param in source.by_param}
-    entries = source.checkpoint.entries
-    tensors = {}
-
-    def made(key: str, number: int) -> Tensor:
-        report("weights for the builder", number, len(entries))
-        if key in coded:
-            return source.weight(coded[key])
-        return source.checkpoint.read(key, torch.float32)
-
-    for number, (key, entry) in enumerate(entries.items(), 1):
-        tensors[key] = Pending(torch.float32, entry.shape, lambda k=key, n=number: made(k, n))  # type: ignore[misc]
-    write_sharded(aside, tensors)
-    config = {key: value for key, value in source.config.items() if key not in ("quantization_config", "torch_dtype")}
-    write_json(aside / "config.json", {**config, "dtype": "float32"})
-    for name in source.companions():
-        atomic_write(aside / name, read_pieces(source.folder / name))
 
 
 def _build(aside: Path, built: Path) -> None:
