@@ -4,7 +4,9 @@ optimum-intel converts the model (in the runtime's own environment) from the flo
 its constants are then replaced by codes (`runtimes/_openvino_builder.py`). Symmetric schemes are i4 or i8 without zero
 points, others u4 or u8 with them; 2 and 3 bits sit in 4. What is kept is stored in the 16 bits that hold it.
 
-By itself OpenVINO's CPU plugin rounds inputs and cache to int8; the IR's runtime options say that it does not.
+By itself OpenVINO's CPU plugin rounds inputs and cache to int8; the IR's runtime options say that it does not. Where a
+CPU has bfloat16 the plugin computes in it unless INFERENCE_PRECISION_HINT is f32, which only whoever opens it can say;
+it is judged in float32.
 """
 
 from __future__ import annotations
@@ -46,6 +48,8 @@ TASKS = {
     "Model": "feature-extraction",
 }
 """What a class ends with -> optimum's task; the first that fits."""
+UNKNOWN = frozenset({"Gemma3ForCausalLM"})
+"""What optimum-intel 2.2.0 refuses with the transformers it is pinned with here ("Maximum required is 5.0")."""
 CAPS = FormatCaps(
     bits=(2, 3, 4, 8),
     auto_groups=(128, 64, 32),
@@ -62,6 +66,8 @@ class Options:
 
 def refuses(source: Source, _: Options) -> str | None:
     """Why OpenVINO cannot have `source`; None when it can. Raises MissingRuntimeError when it is not installed."""
+    if source.structure.architecture in UNKNOWN:
+        return f"its converter has no {source.structure.architecture} with transformers 5; export gguf or onnx-genai"
     if _task(source) is None:
         return f"no task is known for {source.structure.architecture}; export compressed-tensors"
     for name, coded in source.coded.items():
@@ -109,7 +115,9 @@ def write(source: Source, folder: Path, _: Options, report: Report) -> Written:
         write_json(folder / "config.json", config)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    notes = ["inputs and cache stay in float32, which the IR says itself; other settings of the plugin are faster"]
+    notes = [
+        "inputs and cache stay in float32; where a CPU has bfloat16, pass INFERENCE_PRECISION_HINT=f32 as README does"
+    ]
     if any(coded.scheme.bits < 4 for coded in source.coded.values()):
         notes.append("codes of 2 and 3 bits are stored in 4: the same values, no smaller than 4 bits")
     facts = {"converter": f"optimum-intel with openvino {environments.place(RUNTIME).version}", "task": _task(source)}
@@ -193,12 +201,14 @@ def readme(folder: Path) -> list[str]:
     """How to run it, and one request."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if not str((config.get("architectures") or [""])[0]).endswith(("ForCausalLM", "LMHeadModel")):
-        return ["```python", "import openvino as ov", f"model = ov.Core().compile_model('{MODEL}', 'CPU')", "```"]
+        opened = f"model = ov.Core().compile_model('{MODEL}', 'CPU', {{'INFERENCE_PRECISION_HINT': 'f32'}})"
+        return ["```python", "import openvino as ov", opened, "```"]
     return [
         "```python",
         "from optimum.intel import OVModelForCausalLM",
         "from transformers import AutoTokenizer",
-        "model, tokenizer = OVModelForCausalLM.from_pretrained('.'), AutoTokenizer.from_pretrained('.')",
+        "model = OVModelForCausalLM.from_pretrained('.', ov_config={'INFERENCE_PRECISION_HINT': 'f32'})",
+        "tokenizer = AutoTokenizer.from_pretrained('.')",
         "messages = [{'role': 'user', 'content': 'Name three fruits, please.'}]",
         "inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True,",
         "                                       return_tensors='pt')",

@@ -18,7 +18,7 @@ from typing import Any
 _ALIVE: list[Any] = []
 """Arrays whose memory OpenVINO's constants share until they are written."""
 SMALL = 4096  # elements: what stays float32 whatever it holds
-OPTIONS = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "f32", "INFERENCE_PRECISION_HINT": "f32"}
+OPTIONS = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "f32"}
 """No int8 inputs and no int8 cache unless whoever opens it asks for them: the CPU plugin takes both by itself."""
 
 

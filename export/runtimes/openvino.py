@@ -9,6 +9,9 @@ from typing import Any
 
 from export.runtimes._kind import Arithmetic, Runtime
 
+EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
+"""Where a CPU has bfloat16 the plugin takes it by itself, and an IR cannot say otherwise."""
+
 
 class Session:
     """An export, open."""
@@ -19,8 +22,8 @@ class Session:
 
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
         core = ov.Core()
-        threads = {"INFERENCE_NUM_THREADS": int(settings["threads"]), "PERFORMANCE_HINT": "LATENCY"}
-        self.compiled = core.compile_model(str(Path(folder) / "openvino_model.xml"), "CPU", threads)
+        asked = {"INFERENCE_NUM_THREADS": int(settings["threads"]), "PERFORMANCE_HINT": "LATENCY", **EXACT}
+        self.compiled = core.compile_model(str(Path(folder) / "openvino_model.xml"), "CPU", asked)
         self.request = self.compiled.create_infer_request()
         self.names = {name for port in self.compiled.inputs for name in port.get_names()}
         decoder = "beam_idx" in self.names
