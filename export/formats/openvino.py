@@ -115,9 +115,7 @@ def write(source: Source, folder: Path, _: Options, report: Report) -> Written:
         write_json(folder / "config.json", config)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    notes = [
-        "inputs and cache stay in float32; where a CPU has bfloat16, pass INFERENCE_PRECISION_HINT=f32 as README does"
-    ]
+    notes = ["inputs and cache stay in float32; CPUs with bfloat16 need INFERENCE_PRECISION_HINT=f32 for that too"]
     if any(coded.scheme.bits < 4 for coded in source.coded.values()):
         notes.append("codes of 2 and 3 bits are stored in 4: the same values, no smaller than 4 bits")
     facts = {"converter": f"optimum-intel with openvino {environments.place(RUNTIME).version}", "task": _task(source)}
