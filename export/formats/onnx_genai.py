@@ -12,6 +12,7 @@ the weight, which is faster and is then what the runtime is judged by.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from compress.core import device
-from compress.core.errors import CompressError, MissingRuntimeError
+from compress.core.errors import CompressError, MissingExtraError, MissingRuntimeError
 from compress.core.files import write_json
 from compress.core.types import FormatCaps
 from export import environments
@@ -64,7 +65,7 @@ class Options:
 def refuses(source: Source, options: Options) -> str | None:
     """Why onnxruntime-genai cannot have `source`; None when it can.
 
-    Raises MissingRuntimeError when its builder is not there.
+    Raises MissingRuntimeError when its builder is not there, MissingExtraError when onnx is not.
     """
     if options.accuracy_level not in (0, 4):
         return f"accuracy_level={options.accuracy_level} is none of its CPU kernels; use 0 or 4"
@@ -77,6 +78,8 @@ def refuses(source: Source, options: Options) -> str | None:
     for name, coded in source.coded.items():
         if (because := _misfit(coded)) is not None:
             return f"{name} {because}"
+    if importlib.util.find_spec("onnx") is None:
+        raise MissingExtraError("onnx", "onnx")
     where = environments.place(RUNTIME)
     if where.interpreter is None:
         raise MissingRuntimeError(where.name, where.install)
