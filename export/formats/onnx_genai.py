@@ -39,6 +39,7 @@ from export.source import Coded, Source
 Array = np.ndarray[Any, Any]
 RUNTIME = "onnxruntime-genai"
 PATIENCE_SECONDS = 7200.0
+INT8 = "inputs of MatMulNBits are rounded to int8 by the weight's blocks (accuracy_level 4)"
 HEAD = 16  # GroupQueryAttention: "head_size shall be a multiple of 16"
 KNOWN = frozenset({
     "Ernie4_5ForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "GemmaForCausalLM", "GraniteForCausalLM",
@@ -116,10 +117,10 @@ def write(source: Source, folder: Path, options: Options, report: Report) -> Wri
         for path in (aside, built):
             shutil.rmtree(path, ignore_errors=True)
     place = environments.place(RUNTIME)
-    facts = {"builder": f"{RUNTIME} {place.version}", "accuracy_level": options.accuracy_level}
+    facts: dict[str, Any] = {"builder": f"{RUNTIME} {place.version}", "accuracy_level": options.accuracy_level}
     notes = []
     if options.accuracy_level == 4:
-        facts["arithmetic"] = "int8"
+        facts["arithmetic"] = {"coded": "int8-group", "why": INT8}
         notes.append("inputs of packed layers are rounded to int8 while it runs (accuracy_level 4)")
     if any(coded.scheme.bits < 4 for coded in source.coded.values()):
         notes.append("codes of 2 and 3 bits are stored in 4: the same values, no smaller than 4 bits")

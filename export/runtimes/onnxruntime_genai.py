@@ -87,14 +87,9 @@ class Session:
 
 
 EXACT = Arithmetic(why="float32 sums in another order; codes become float32 before they are multiplied")
-INT8 = Arithmetic(
-    coded="int8-group",
-    why="inputs of MatMulNBits are rounded to int8 by the weight's blocks (accuracy_level 4)",
-)
-
 RUNTIME = Runtime(
     open=Session,
-    formats={"onnx-genai": EXACT, "onnx-genai:int8": INT8},
+    formats={"onnx-genai": EXACT},
     distribution="onnxruntime-genai",
     packages=(
         "onnxruntime-genai==0.18.0",

@@ -100,7 +100,7 @@ def test_the_runtime_agrees(made: Make, tmp_path: Path, name: str, settings: dic
 @pytest.mark.usefixtures("there")
 def test_int8_inputs_are_judged_as_such(made: Make, tmp_path: Path) -> None:
     out = made("llama", bits=4)
-    assert write(out, tmp_path / "x", accuracy_level="4")["facts"]["arithmetic"] == "int8"
+    assert write(out, tmp_path / "x", accuracy_level="4")["facts"]["arithmetic"]["coded"] == "int8-group"
     found = judged(tmp_path / "x", out)
     assert found.passed
     line = next(line for line in found.lines if "arithmetic" in line)
