@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from compress.core import device
-from compress.core.errors import MissingRuntimeError, VerificationError
+from compress.core.errors import CompressError, MissingRuntimeError, VerificationError
 from compress.core.files import write_json
 from compress.core.fingerprint import file_sha256
 from compress.core.numerics.affine import dequantize
@@ -179,11 +179,14 @@ def _static(where: Path, told: dict[str, Any], source: Source, form: ExportForma
         "passed": not other, **({"said": f"{other[0]} is missing or differs"} if other else {}),
     })  # fmt: skip
     count, wrong = 0, ""
-    for name, weight in form.read_back(where, source):
-        hooks.report("reading codes back", count, len(told["packed"]))
-        count += name in source.coded
-        if not wrong and not _same(weight, name, source):
-            wrong = f"{name} is not what {'its codes stand for' if name in source.coded else 'the artifact has'}"
+    try:
+        for name, weight in form.read_back(where, source):
+            hooks.report("reading codes back", count, len(told["packed"]))
+            count += name in source.coded
+            if not wrong and not _same(weight, name, source):
+                wrong = f"{name} is not what {'its codes stand for' if name in source.coded else 'the artifact has'}"
+    except (CompressError, LookupError, OSError, ValueError) as error:  # what a damaged file makes readers raise
+        wrong = wrong or f"they cannot be read ({type(error).__name__}: {error})"
     if count != len(told["packed"]):
         wrong = wrong or f"{count} layers could be read, {len(told['packed'])} were written"
     line = {"check": "codes and scales read back", "runtime": told["format"], "layers": count, "passed": not wrong}
