@@ -187,7 +187,20 @@ def _static(where: Path, told: dict[str, Any], source: Source, form: ExportForma
     if count != len(told["packed"]):
         wrong = wrong or f"{count} layers could be read, {len(told['packed'])} were written"
     line = {"check": "codes and scales read back", "runtime": told["format"], "layers": count, "passed": not wrong}
-    return [*lines, {**line, **({"said": wrong} if wrong else {})}]
+    lines.append({**line, **({"said": wrong} if wrong else {})})
+    return [*lines, *([_kept(where, told, source, form)] if form.kept is not None else [])]
+
+
+def _kept(where: Path, told: dict[str, Any], source: Source, form: ExportFormat) -> Line:
+    """Weights that stayed float, and grids of inputs, as they lie in the file."""
+    assert form.kept is not None
+    count, wrong = 0, ""
+    for name, found, expected in form.kept(where, source):
+        count += 1
+        if not wrong and not (found.shape == expected.shape and torch.equal(found, expected)):
+            wrong = f"{name} is not that of the artifact"
+    line = {"check": "kept weights read back", "runtime": told["format"], "tensors": count, "passed": not wrong}
+    return {**line, **({"said": wrong} if wrong else {})}
 
 
 def _expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], settings: VerifySettings) -> Expected:
