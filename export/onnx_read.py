@@ -81,4 +81,6 @@ def kept(folder: Path, source: Source) -> Iterator[tuple[str, Tensor, Tensor]]:
             zero = grid.zero if grid.zero is not None else torch.zeros(1, dtype=torch.int8)
             for part, expected in (("input_scale", grid.scale), ("input_zero_point", zero)):
                 found = torch.from_numpy(file.array(f"{name}.{part}").copy()).reshape(-1)
+                if found.dtype == torch.uint8:  # 128 higher, as the codes are
+                    found = (found.to(torch.int16) - 128).to(torch.int8)
                 yield f"{name}.{part}", found, expected.to(found.dtype)

@@ -37,12 +37,14 @@ class Writer:
     """Collects the nodes and weights of a graph that is being rewritten.
 
     accuracy_level: of MatMulNBits. packed: names of the layers whose codes are in it. float_weights: no codes at all.
+    signed: codes on static grids are int8, else uint8.
     initializers: weights of this graph, tensors: of all graphs of the model.
     """
 
     source: Source
     accuracy_level: int
     float_weights: bool = False
+    signed: bool = False
     nodes: list[Any] = field(default_factory=list)
     initializers: dict[str, Any] = field(default_factory=dict)
     packed: dict[str, None] = field(default_factory=dict)
@@ -278,12 +280,17 @@ def _static(writer: Writer, coded: Coded, x: str, out: str) -> None:
 
 
 def _on_grid(writer: Writer, coded: Coded, x: str, grid: Grid) -> str:
-    """`x` rounded to a static grid: floats. onnxruntime fuses a DequantizeLinear that one node reads only."""
+    """`x` rounded to a static grid: floats.
+
+    onnxruntime fuses a DequantizeLinear that one node alone reads, and where several layers share the codes unsigned
+    ones only: these are 128 higher, and so is their zero point.
+    """
     key = (x, float(grid.scale), int(grid.zero) if grid.zero is not None else 0)
     if key not in writer.rounded:
         name = coded.layer.name
         scale = writer.weight(f"{name}.input_scale", lambda: np.asarray(key[1], np.float32))
-        zero = writer.weight(f"{name}.input_zero_point", lambda: np.asarray(key[2], np.int8))
+        kind, above = (np.int8, 0) if writer.signed else (np.uint8, 128)
+        zero = writer.weight(f"{name}.input_zero_point", lambda: np.asarray(key[2] + above, kind))
         writer.rounded[key] = (writer.node("QuantizeLinear", [x, scale, zero]), scale, zero)
     return writer.node("DequantizeLinear", list(writer.rounded[key]))
 

@@ -29,6 +29,7 @@ class Options:
 
     weights: Literal["codes", "float32"] = "codes"  # float32: what the codes stand for, and no rounded inputs
     accuracy_level: int = 1  # of weight-only products: 1 float32, 4 rounds inputs to int8 by block, faster
+    signed: bool = False  # int8 codes of inputs on static grids, which TensorRT asks for; onnxruntime wants uint8
     triton: bool = False  # laid out as a model repository of Triton Inference Server
     external_data: bool = False  # weights beside the file also below 2 GB
 
@@ -81,7 +82,7 @@ def write(source: Source, folder: Path, options: Options, report: Report) -> Wri
     """Trace, rewrite, and put the files there: models, config.json without quantization_config."""
     from export import onnx_encoder, onnx_writer
 
-    writer = Writer(source, options.accuracy_level, options.weights == "float32")
+    writer = Writer(source, options.accuracy_level, options.weights == "float32", options.signed)
     writes = bool(getattr(source.checkpoint.config, "is_encoder_decoder", False))
     report("writing onnx: graph", 0, 1)
     models: dict[str, Any] = (onnx_writer if writes else onnx_encoder).write(source, folder, writer)
