@@ -91,7 +91,7 @@ def verify(where: Path, source: Source, settings: VerifySettings, hooks: Hooks) 
         hooks.report("reference", 1, 1)
         for number, name in enumerate(chosen):
             hooks.report(f"running {name}", number, len(chosen))
-            found, figures = _judged(where, name, told["format"], expected, settings)
+            found, figures = _judged(where, name, told, expected, settings)
             lines += found
             measurements += figures
         hooks.report("running", len(chosen), len(chosen))
@@ -217,7 +217,7 @@ def _expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], set
     texts = texts_of(tokenizer, sequences)
     reference = Reference(source, told["packed"])
     exact = [reference.run(given) for given in inputs]
-    kinds = {environments.runtime(name).formats[told["format"]] for name in runtimes}
+    kinds = {arithmetic_of(name, told) for name in runtimes}
     rounded = {kind: [reference.run(given, kind) for given in inputs] for kind in kinds if _rounds(kind)}
     prompt = sequences[0][:PROMPT].tolist()
     written, chosen = reference.greedy(prompt, judge.GREEDY) if decoder else ([], torch.empty(0))
@@ -227,6 +227,12 @@ def _expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], set
         filled = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=False)
         chat = list(tokenizer(filled, add_special_tokens=False)["input_ids"])
     return Expected(inputs, exact, rounded, prompt, written, chosen, decoder, texts, ids, chat)
+
+
+def arithmetic_of(runtime: str, told: Mapping[str, Any]) -> Arithmetic:
+    """How a runtime computes this export; what the file itself decides is among its facts."""
+    kind = environments.runtime(runtime).formats[told["format"]]
+    return replace(kind, **told["facts"].get("arithmetic", {}))
 
 
 def _rounds(kind: Arithmetic) -> bool:
@@ -242,9 +248,9 @@ def _padded(sequences: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def _judged(
-    where: Path, name: str, written_as: str, expected: Expected, settings: VerifySettings
+    where: Path, name: str, told: dict[str, Any], expected: Expected, settings: VerifySettings
 ) -> tuple[list[Line], list[Measurement]]:
-    arithmetic = environments.runtime(name).formats[written_as]
+    arithmetic = arithmetic_of(name, told)
     allowed = judge.bounds(expected.exact, expected.rounded.get(arithmetic), arithmetic)
     with RuntimeProcess.open(name, where, settings.threads) as process:
         runtime = f"{name} {process.version}"
