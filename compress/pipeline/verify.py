@@ -215,7 +215,7 @@ def _expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], set
         inputs.append(_padded(sequences[:2]))
     tokenizer = load_tokenizer(source.folder, settings.trust_remote_code)
     texts = texts_of(tokenizer, sequences)
-    reference = Reference(source, told["packed"])
+    reference = Reference(source, told["packed"], load("format", told["format"]).acts)
     exact = [reference.run(given) for given in inputs]
     kinds = {arithmetic_of(name, told) for name in runtimes}
     rounded = {kind: [reference.run(given, kind) for given in inputs] for kind in kinds if _rounds(kind)}
@@ -236,7 +236,7 @@ def arithmetic_of(runtime: str, told: Mapping[str, Any]) -> Arithmetic:
 
 
 def _rounds(kind: Arithmetic) -> bool:
-    return kind.dtype != "float32" or bool(kind.coded or kind.dense)
+    return kind.dtype != "float32" or bool(kind.coded or kind.dense or kind.integers)
 
 
 def _padded(sequences: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -151,5 +151,6 @@ EXPORT = Format(
     write=write,
     read_back=read_back,
     readme=readme,
+    acts=True,
     kept=onnx_read.kept,
 )

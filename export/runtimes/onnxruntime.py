@@ -171,7 +171,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 RUNTIME = Runtime(
     open=Session,
-    formats={"onnx": Arithmetic(why="float32 sums in another order; int8 inputs as the artifact rounds them")},
+    formats={"onnx": Arithmetic(why="float32 sums in another order, and products of integers where inputs are int8", integers=True)},
     distribution="onnxruntime",
     extra="onnx",
     notes=("opens encoders and encoder-decoders; decoder-only language models are for onnxruntime-genai",),
