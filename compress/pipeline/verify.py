@@ -20,6 +20,7 @@ from compress.core.numerics.affine import dequantize
 from compress.core.registry import load
 from compress.core.types import Measurement, RunRecord
 from compress.measure.quality import median_interval
+from compress.pipeline import heard
 from compress.pipeline.hooks import Hooks, Stages
 from compress.pipeline.inputs import load_tokenizer, longest_sequence, quiet_libraries
 from compress.pipeline.judge import kind_of
@@ -76,6 +77,12 @@ class Expected:
     texts: list[str]
     ids: list[list[int]]
     chat: list[int] | None
+    follow: heard.Follow | None = None
+
+    @property
+    def over_tokens(self) -> bool:
+        """Whether outputs are distributions over tokens."""
+        return self.decoder or self.follow is not None
 
 
 def verify(where: Path, source: Source, settings: VerifySettings, hooks: Hooks) -> Verified:
@@ -208,9 +215,12 @@ def _expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], set
     device.set_threads(settings.threads)
     limit = longest_sequence(source.checkpoint.config)
     sequences = read_probe(source.folder, limit)
-    decoder = kind_of(source.model) == "causal"
+    kind = kind_of(source.model)
+    decoder = kind == "causal"
     inputs = [{"input_ids": ids[None]} for ids in sequences]
-    if not decoder:
+    if kind == "seq2seq":
+        inputs = heard.inputs_of(source.folder, source.checkpoint.config, sequences)
+    elif not decoder:
         inputs = [{**given, "attention_mask": torch.ones_like(given["input_ids"])} for given in inputs]
         inputs.append(_padded(sequences[:2]))
     tokenizer = load_tokenizer(source.folder, settings.trust_remote_code)
@@ -226,7 +236,8 @@ def _expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], set
     if getattr(tokenizer, "chat_template", None):
         filled = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=False)
         chat = list(tokenizer(filled, add_special_tokens=False)["input_ids"])
-    return Expected(inputs, exact, rounded, prompt, written, chosen, decoder, texts, ids, chat)
+    follow = heard.follower(reference, inputs[0], source.folder) if kind == "seq2seq" else None
+    return Expected(inputs, exact, rounded, prompt, written, chosen, decoder, texts, ids, chat, follow)
 
 
 def arithmetic_of(runtime: str, told: Mapping[str, Any]) -> Arithmetic:
@@ -264,11 +275,13 @@ def _judged(
 
 def _lines(process: RuntimeProcess, expected: Expected, allowed: Bounds) -> list[Line]:
     found = [process.run(given) for given in expected.inputs]
-    compare = judge.distributions if expected.decoder else judge.values
+    compare = judge.distributions if expected.over_tokens else judge.values
     lines = compare(_seen(expected.exact, expected.inputs), _seen(found, expected.inputs), allowed, "outputs")
     if expected.decoder:
         written = process.greedy(expected.prompt, judge.GREEDY)
         lines.append(judge.greedy(expected.written, expected.chosen, written, allowed))
+    if expected.follow is not None:
+        lines.append(heard.written_line(process, expected.inputs[0], expected.follow, allowed))
     lines += filter(None, [judge.same_ids(expected.ids, process.tokenize(expected.texts), "tokenizer")])
     if expected.chat is not None:
         made = process.chat(CHAT)
@@ -281,7 +294,7 @@ def _seen(outputs: Sequence[Tensor], inputs: Sequence[dict[str, Tensor]]) -> lis
     found = []
     for output, given in zip(outputs, inputs, strict=True):
         mask = given.get("attention_mask")
-        by_token = mask is not None and output.shape[:2] == mask.shape
+        by_token = mask is not None and output.shape[:2] == mask.shape and "decoder_input_ids" not in given
         found.append(output[mask.bool()] if by_token and mask is not None else output)
     return found
 
