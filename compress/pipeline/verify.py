@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from compress.core.numerics.affine import dequantize
 from compress.core.registry import load
 from compress.core.types import Measurement, RunRecord
 from compress.measure.quality import median_interval
-from compress.pipeline import heard
+from compress.pipeline import heard, served
 from compress.pipeline.hooks import Hooks, Stages
 from compress.pipeline.inputs import load_tokenizer, longest_sequence, quiet_libraries
 from compress.pipeline.judge import kind_of
@@ -50,12 +50,13 @@ class VerifySettings:
 class Verified:
     """lines: of verify.json.
 
-    measurements: speed, memory, agreement by runtime. missing: sentences on absent runtimes.
+    measurements: speed, memory, agreement by runtime. missing: sentences on absent runtimes. notes: other sentences.
     """
 
     lines: list[Line]
     measurements: list[Measurement]
     missing: list[str]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -78,6 +79,9 @@ class Expected:
     ids: list[list[int]]
     chat: list[int] | None
     follow: heard.Follow | None = None
+    rows: served.Rows | None = None
+    note: str = ""
+    config: Any = None
 
     @property
     def over_tokens(self) -> bool:
@@ -92,17 +96,19 @@ def verify(where: Path, source: Source, settings: VerifySettings, hooks: Hooks) 
     chosen, missing = _runtimes(form, settings)
     lines = _static(where, told, source, form, hooks)
     measurements: list[Measurement] = []
+    notes: list[str] = []
     if chosen and judge.passed(lines):
         hooks.report("reference", 0, 1)
         expected = _expected(source, told, chosen, settings)
         hooks.report("reference", 1, 1)
+        notes += filter(None, [expected.note])
         for number, name in enumerate(chosen):
             hooks.report(f"running {name}", number, len(chosen))
             found, figures = _judged(where, name, told, expected, settings)
             lines += found
             measurements += figures
         hooks.report("running", len(chosen), len(chosen))
-    result = Verified(lines, measurements, missing)
+    result = Verified(lines, measurements, missing, notes)
     write_json(where / folder.VERIFY, _saved(told, result))
     return result
 
@@ -149,7 +155,7 @@ def exported(
         if judged is not None:
             measurements += judged.measurements
             lines += [{"export": place.name, **line} for line in judged.lines]
-            said += judged.missing
+            said += [*judged.missing, *judged.notes]
     return RunRecord(
         command=command,
         model={"name": source.name, "architecture": source.structure.architecture},
@@ -237,7 +243,9 @@ def _expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], set
         filled = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=False)
         chat = list(tokenizer(filled, add_special_tokens=False)["input_ids"])
     follow = heard.follower(reference, inputs[0], source.folder) if kind == "seq2seq" else None
-    return Expected(inputs, exact, rounded, prompt, written, chosen, decoder, texts, ids, chat, follow)
+    rows, note = (None, "") if decoder else served.rows_of(source, reference)
+    scored = {"follow": follow, "rows": rows, "note": note, "config": source.checkpoint.config}
+    return Expected(inputs, exact, rounded, prompt, written, chosen, decoder, texts, ids, chat, **scored)
 
 
 def arithmetic_of(runtime: str, told: Mapping[str, Any]) -> Arithmetic:
@@ -268,9 +276,13 @@ def _judged(
         timed = process.latency(PROMPT, DECODE if expected.decoder else 1, REPEATS)
         memory = process.rss()
         lines = _lines(process, expected, allowed)
+        scored: list[Measurement] = []
+        if expected.rows is not None:
+            line, scored = served.judged(process, expected.rows, expected.config, f"{where} in {name}")
+            lines.append(line)
     lines = [{**line, "runtime": runtime} for line in lines]
     lines[0] = {**lines[0], "arithmetic": allowed.why, **{f"arithmetic_{k}": v for k, v in allowed.plain.items()}}
-    return lines, _figures(f"{where} in {name}", where, lines, timed, memory)
+    return lines, [*_figures(f"{where} in {name}", where, lines, timed, memory), *scored]
 
 
 def _lines(process: RuntimeProcess, expected: Expected, allowed: Bounds) -> list[Line]:
