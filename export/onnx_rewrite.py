@@ -72,7 +72,7 @@ class Writer:
             from onnx import numpy_helper
 
             if name not in self.tensors:
-                self.tensors[name] = numpy_helper.from_array(np.ascontiguousarray(make()), name)
+                self.tensors[name] = numpy_helper.from_array(np.asarray(make(), order="C"), name)
             self.initializers[name] = self.tensors[name]
         return name
 
@@ -175,9 +175,10 @@ def _dense(writer: Writer, name: str, x: str, out: str) -> None:
 def block_size(group: int, columns: int) -> int:
     """Inputs in a block of MatMulNBits for groups of `group` (-1: rows): the largest power of two, 128 at most, that
     divides it; 0 when there is none of 16 and more."""
-    size = columns if group == -1 or group >= columns else group
+    whole = group == -1 or group >= columns
+    size = columns if whole else group
     found = min(size & -size, 128)
-    if group == -1 and found < 16:  # the whole row has one scale: blocks may end anywhere
+    if whole and found < 16:  # the whole row has one scale: blocks may end anywhere
         return 16
     return found if found >= 16 else 0
 
