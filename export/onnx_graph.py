@@ -54,11 +54,11 @@ def skeleton(source: Source) -> Any:
 
 def matrices(model: Any) -> dict[str, nn.Module]:
     """The modules that become nodes, by name: linear layers, and embeddings of tokens."""
-    tokens = {id(model.get_input_embeddings())} if hasattr(model, "get_input_embeddings") else set()
+    tokens = model.get_input_embeddings().weight if hasattr(model, "get_input_embeddings") else None
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Embedding) and id(module) in tokens)
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Embedding) and module.weight is tokens)
     }
 
 

@@ -71,7 +71,7 @@ def kept(folder: Path, source: Source) -> Iterator[tuple[str, Tensor, Tensor]]:
     for file in files(folder):
         for name in file.tensors:
             param = name.removesuffix(".T")
-            if param in params:
+            if param in params and file.readers.get(name):
                 found = torch.from_numpy(file.array(name).copy())
                 yield name, found.T if name.endswith(".T") else found, source.weight(param)
         for name in file.names(".input_scale"):

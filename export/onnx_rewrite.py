@@ -106,7 +106,9 @@ def coded_of(source: Source, name: str) -> Coded | None:
     if name in source.coded:
         return source.coded[name]
     layer = next((layer for layer in source.layers if layer.name == name), None)
-    if layer is None or layer.tied_to is None:
+    if layer is None:  # another name of the embedding
+        return source.by_param.get(param_of(source, name))
+    if layer.tied_to is None:
         return None
     return source.by_param.get(layer.tied_to) or source.by_param.get(layer.param)
 

@@ -89,6 +89,10 @@ class Session:
         """None: onnxruntime has no tokenizer."""
         del text
 
+    def chat(self, messages: list[dict[str, str]]) -> list[int] | None:
+        """None: it has no templates either."""
+        del messages
+
     def _read(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs of a first step: what the encoder makes of what is read, and what is written already."""
         import numpy as np
