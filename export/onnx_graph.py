@@ -87,7 +87,7 @@ def named(model: Any) -> Iterator[None]:
             return plain_embedding(self, given)
         return _node(EMBEDDING, known[id(self)], given, self.embedding_dim)
 
-    nn.Linear.forward, nn.Embedding.forward = linear, embedding  # type: ignore[method-assign]
+    nn.Linear.forward, nn.Embedding.forward = linear, embedding  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
@@ -105,7 +105,7 @@ def _node(kind: str, name: str, given: Tensor, width: int) -> Tensor:
 @torch.no_grad()
 def trace(model: nn.Module, called: nn.Module, what: Traced) -> Any:
     """The ModelProto of `called` (a module around `model`, or itself) on `what`, with nodes for matrices."""
-    shapes = [{axis: torch.export.Dim.DYNAMIC for axis in what.axes.get(name, {})} for name in what.inputs]
+    shapes = [dict.fromkeys(what.axes.get(name, {}), torch.export.Dim.DYNAMIC) for name in what.inputs]
     with named(model), _quiet():
         try:
             program = torch.onnx.export(
@@ -120,7 +120,9 @@ def trace(model: nn.Module, called: nn.Module, what: Traced) -> Any:
             )
         except torch.onnx.errors.OnnxExporterError as error:
             said = " ".join(str(error.__cause__ or error).split())[:200]
-            raise ModelError(f"torch.onnx cannot trace {type(model).__name__}: {said}; export to another format") from None
+            raise ModelError(
+                f"torch.onnx cannot trace {type(model).__name__}: {said}; export to another format"
+            ) from None
     assert program is not None
     made = program.model_proto
     _name_axes(made, what)
@@ -156,7 +158,7 @@ def _quiet() -> Iterator[None]:
 
 def _name_axes(made: Any, what: Traced) -> None:
     """Give the dynamic axes of the inputs the names that servers know, wherever they occur."""
-    names = {}
+    names: dict[str, str] = {}
     for given in made.graph.input:
         for axis, name in what.axes.get(given.name, {}).items():
             names.setdefault(given.type.tensor_type.shape.dim[axis].dim_param, name)

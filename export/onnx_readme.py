@@ -57,7 +57,7 @@ def _session(auto: str) -> list[str]:
 def _optimum(auto: str, task: str, hears: bool) -> list[str]:
     opened = f'model = {auto}.from_pretrained(".")'
     head = [
-        "Asked with optimum (`pip install optimum-onnx[onnxruntime]`, an environment of its own: it pins transformers):",
+        "Asked with optimum (`pip install optimum-onnx[onnxruntime]`, in its own environment: it pins transformers):",
         "",
         "```python",
         f"from optimum.onnxruntime import {auto}",
@@ -93,6 +93,6 @@ def _triton(folder: Path) -> list[str]:
         "```",
         "",
         f"Asked over HTTP: `curl localhost:8000/v2/models/{name}/infer -d @request.json`, the request as in the KServe",
-        "protocol: `{\"inputs\": [{\"name\": \"input_ids\", \"datatype\": \"INT64\", \"shape\": [1, 4], \"data\": [...]}, ...]}`.",
+        'protocol: `{"inputs": [{"name": "input_ids", "datatype": "INT64", "shape": [1, 4], "data": [...]}, ...]}`.',
         "",
     ]

@@ -73,7 +73,10 @@ class Decoder(nn.Module):
         )
         kept = output.past_key_values
         parts = [kept.self_attention_cache] if self.past else [kept.self_attention_cache, kept.cross_attention_cache]
-        return (output.logits, *(t for n in self._range() for p in parts for t in (p.layers[n].keys, p.layers[n].values)))
+        return (
+            output.logits,
+            *(t for n in self._range() for p in parts for t in (p.layers[n].keys, p.layers[n].values)),
+        )
 
     def _range(self) -> range:
         return range(self.layers)

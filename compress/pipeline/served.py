@@ -56,7 +56,10 @@ def rows_of(source: Source, reference: Reference) -> tuple[Rows | None, str]:
     if found is None:
         return None, ""
     if found.labelled.task.name in ("question-answering", "multiple-choice"):
-        return None, f"the task was not judged: {found.labelled.task.name} reads more outputs than runtimes are asked for"
+        return (
+            None,
+            f"the task was not judged: {found.labelled.task.name} reads more outputs than runtimes are asked for",
+        )
     found = _few(found, recipe)
     task, acts = found.labelled.task, reference.acts and any(c.activation for c in source.coded.values())
     if task.words:
@@ -78,7 +81,9 @@ def judged(process: RuntimeProcess, rows: Rows, config: Any, subject: str) -> tu
     for metric, ours, found in zip(task.metrics, mine, other, strict=True):
         if np.isfinite(ours) and np.isfinite(found):
             detail = {"torch": float(ours)}
-            measured.append(Measurement(subject, f"runtime_{metric.name}", metric.unit, float(found), n=n, detail=detail))
+            measured.append(
+                Measurement(subject, f"runtime_{metric.name}", metric.unit, float(found), n=n, detail=detail)
+            )
     name = task.aim(rows.found.context).name
     at = next(number for number, metric in enumerate(task.metrics) if metric.name == name)
     limit = WRITTEN_BOUND if isinstance(task, WritingTask) else BOUND

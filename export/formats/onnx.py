@@ -16,8 +16,8 @@ from torch import Tensor
 from compress.core.files import write_json
 from compress.core.types import FormatCaps
 from export import onnx_file, onnx_read, onnx_triton
-from export.kinds import Report, Written
 from export.kinds import ExportFormat as Format
+from export.kinds import Report, Written
 from export.onnx_graph import OPSET
 from export.onnx_rewrite import Writer, block_size
 from export.source import Coded, Source
@@ -113,7 +113,9 @@ def _notes(source: Source, writer: Writer, options: Options) -> tuple[str, ...]:
         said.append("codes of 3 bits take 4 in MatMulNBits; their values are the same")
     if any(coded.activation is not None and coded.activation.strategy == "tensor" and coded.activation.dynamic
            for coded in schemes):  # fmt: skip
-        said.append("a dynamic grid for a whole tensor is one for the whole batch: answers depend on what else is in it")
+        said.append(
+            "a dynamic grid for a whole tensor is one for the whole batch: answers depend on what else is in it"
+        )
     if any(coded.activation is not None and coded.scheme.group_size != -1 for coded in schemes):
         said.append("weights in groups have no integer product: inputs are rounded to int8, products are float32")
     if any(c.activation is not None and c.activation.dynamic and c.activation.symmetric for c in schemes):

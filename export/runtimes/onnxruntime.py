@@ -1,4 +1,4 @@
-"""onnxruntime: encoders as one graph; models that write as an encoder and two decoders, greedy with keys and values kept.
+"""onnxruntime: encoders as one graph; models that write as an encoder and two decoders, greedy, keys and values kept.
 
 `device: cuda` asks for the CUDA provider and falls back to the CPU where the installed package has none (the gpu extra
 installs onnxruntime-gpu). Where the processor has no VNNI, products of int8 would saturate in 16 bits; the session asks
@@ -88,10 +88,12 @@ class Session:
     def tokenize(self, text: str) -> list[int] | None:
         """None: onnxruntime has no tokenizer."""
         del text
+        return None
 
     def chat(self, messages: list[dict[str, str]]) -> list[int] | None:
         """None: it has no templates either."""
         del messages
+        return None
 
     def _read(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs of a first step: what the encoder makes of what is read, and what is written already."""
@@ -175,7 +177,11 @@ def _json(path: Path) -> dict[str, Any]:
 
 RUNTIME = Runtime(
     open=Session,
-    formats={"onnx": Arithmetic(why="float32 sums in another order, and products of integers where inputs are int8", integers=True)},
+    formats={
+        "onnx": Arithmetic(
+            why="float32 sums in another order, and products of integers where inputs are int8", integers=True
+        )
+    },
     distribution="onnxruntime",
     extra="onnx",
     notes=("opens encoders and encoder-decoders; decoder-only language models are for onnxruntime-genai",),

@@ -78,8 +78,8 @@ def test_speech(tmp_path: Path) -> None:
     }
 
     def swap(place: Path) -> None:
-        change(place, lambda graph: swap_inputs(graph, "past_key_values.0.decoder.key", "past_key_values.1.decoder.key"),
-               "decoder_with_past_model.onnx")  # fmt: skip
+        keys = (f"past_key_values.{layer}.decoder.key" for layer in (0, 1))
+        change(place, lambda graph: swap_inputs(graph, *keys), "decoder_with_past_model.onnx")
 
     found = planted(where, done.out, swap)
     with pytest.raises(VerificationError, match="greedy tokens"):
