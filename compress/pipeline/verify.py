@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from compress.core.numerics.affine import dequantize
 from compress.core.registry import load
 from compress.core.types import Measurement, RunRecord
 from compress.measure.quality import median_interval
+from compress.pipeline import heard, served
 from compress.pipeline.hooks import Hooks, Stages
 from compress.pipeline.inputs import load_tokenizer, longest_sequence, quiet_libraries
 from compress.pipeline.judge import kind_of
@@ -49,12 +50,13 @@ class VerifySettings:
 class Verified:
     """lines: of verify.json.
 
-    measurements: speed, memory, agreement by runtime. missing: sentences on absent runtimes.
+    measurements: speed, memory, agreement by runtime. missing: sentences on absent runtimes. notes: other sentences.
     """
 
     lines: list[Line]
     measurements: list[Measurement]
     missing: list[str]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -76,6 +78,15 @@ class Expected:
     texts: list[str]
     ids: list[list[int]]
     chat: list[int] | None
+    follow: heard.Follow | None = None
+    rows: served.Rows | None = None
+    note: str = ""
+    config: Any = None
+
+    @property
+    def over_tokens(self) -> bool:
+        """Whether outputs are distributions over tokens."""
+        return self.decoder or self.follow is not None
 
 
 def verify(where: Path, source: Source, settings: VerifySettings, hooks: Hooks) -> Verified:
@@ -85,17 +96,19 @@ def verify(where: Path, source: Source, settings: VerifySettings, hooks: Hooks) 
     chosen, missing = _runtimes(form, settings)
     lines = _static(where, told, source, form, hooks)
     measurements: list[Measurement] = []
+    notes: list[str] = []
     if chosen and judge.passed(lines):
         hooks.report("reference", 0, 1)
         expected = _expected(source, told, chosen, settings)
         hooks.report("reference", 1, 1)
+        notes += filter(None, [expected.note])
         for number, name in enumerate(chosen):
             hooks.report(f"running {name}", number, len(chosen))
             found, figures = _judged(where, name, told, expected, settings)
             lines += found
             measurements += figures
         hooks.report("running", len(chosen), len(chosen))
-    result = Verified(lines, measurements, missing)
+    result = Verified(lines, measurements, missing, notes)
     write_json(where / folder.VERIFY, _saved(told, result))
     return result
 
@@ -142,7 +155,7 @@ def exported(
         if judged is not None:
             measurements += judged.measurements
             lines += [{"export": place.name, **line} for line in judged.lines]
-            said += judged.missing
+            said += [*judged.missing, *judged.notes]
     return RunRecord(
         command=command,
         model={"name": source.name, "architecture": source.structure.architecture},
@@ -182,23 +195,28 @@ def _static(where: Path, told: dict[str, Any], source: Source, form: ExportForma
     try:
         for name, weight in form.read_back(where, source):
             hooks.report("reading codes back", count, len(told["packed"]))
-            count += name in source.coded
-            if not wrong and not _same(weight, name, source):
-                wrong = f"{name} is not what {'its codes stand for' if name in source.coded else 'the artifact has'}"
+            count += 1
+            if not wrong and not torch.equal(weight, dequantize(source.codes(name))):
+                wrong = f"{name} is not what its codes stand for"
     except (CompressError, LookupError, OSError, ValueError) as error:  # what a damaged file makes readers raise
         wrong = wrong or f"they cannot be read ({type(error).__name__}: {error})"
     if count != len(told["packed"]):
         wrong = wrong or f"{count} layers could be read, {len(told['packed'])} were written"
     line = {"check": "codes and scales read back", "runtime": told["format"], "layers": count, "passed": not wrong}
-    return [*lines, {**line, **({"said": wrong} if wrong else {})}]
+    lines.append({**line, **({"said": wrong} if wrong else {})})
+    return [*lines, *([_kept(where, told, source, form)] if form.kept is not None else [])]
 
 
-def _same(weight: Tensor, name: str, source: Source) -> bool:
-    """Whether a weight that was read back is the artifact's: bit by bit, kept ones in the dtype they were given."""
-    if name in source.coded:
-        return torch.equal(weight, dequantize(source.codes(name)))
-    kept = source.weight(name)
-    return any(torch.equal(weight, kept.to(dtype).float()) for dtype in (torch.float32, torch.float16, torch.bfloat16))
+def _kept(where: Path, told: dict[str, Any], source: Source, form: ExportFormat) -> Line:
+    """Weights that stayed float, and grids of inputs, as they lie in the file."""
+    assert form.kept is not None
+    count, wrong = 0, ""
+    for name, found, expected in form.kept(where, source):
+        count += 1
+        if not wrong and not (found.shape == expected.shape and torch.equal(found, expected)):
+            wrong = f"{name} is not that of the artifact"
+    line = {"check": "kept weights read back", "runtime": told["format"], "tensors": count, "passed": not wrong}
+    return {**line, **({"said": wrong} if wrong else {})}
 
 
 def _expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], settings: VerifySettings) -> Expected:
@@ -206,14 +224,17 @@ def _expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], set
     device.set_threads(settings.threads)
     limit = min(longest_sequence(source.checkpoint.config), told["facts"].get("longest", 1 << 20))
     sequences = read_probe(source.folder, limit)
-    decoder = kind_of(source.model) == "causal"
+    kind = kind_of(source.model)
+    decoder = kind == "causal"
     inputs = [{"input_ids": ids[None]} for ids in sequences]
-    if not decoder:
+    if kind == "seq2seq":
+        inputs = heard.inputs_of(source.folder, source.checkpoint.config, sequences)
+    elif not decoder:
         inputs = [{**given, "attention_mask": torch.ones_like(given["input_ids"])} for given in inputs]
         inputs.append(_padded(sequences[:2]))
     tokenizer = load_tokenizer(source.folder, settings.trust_remote_code)
     texts = texts_of(tokenizer, sequences, told["facts"].get("unlike", ()))
-    reference = Reference(source, told["packed"])
+    reference = Reference(source, told["packed"], load("format", told["format"]).acts)
     exact = [reference.run(given) for given in inputs]
     kinds = {arithmetic_of(name, told) for name in runtimes}
     rounded = {kind: [reference.run(given, kind) for given in inputs] for kind in kinds if _rounds(kind)}
@@ -224,7 +245,10 @@ def _expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], set
     if getattr(tokenizer, "chat_template", None):
         filled = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=False)
         chat = list(tokenizer(filled, add_special_tokens=False)["input_ids"])
-    return Expected(inputs, exact, rounded, prompt, written, chosen, decoder, texts, ids, chat)
+    follow = heard.follower(reference, inputs[0], source.folder) if kind == "seq2seq" else None
+    rows, note = (None, "") if decoder else served.rows_of(source, reference)
+    scored = {"follow": follow, "rows": rows, "note": note, "config": source.checkpoint.config}
+    return Expected(inputs, exact, rounded, prompt, written, chosen, decoder, texts, ids, chat, **scored)
 
 
 def arithmetic_of(runtime: str, told: Mapping[str, Any]) -> Arithmetic:
@@ -234,7 +258,7 @@ def arithmetic_of(runtime: str, told: Mapping[str, Any]) -> Arithmetic:
 
 
 def _rounds(kind: Arithmetic) -> bool:
-    return kind.dtype != "float32" or bool(kind.coded or kind.dense)
+    return kind.dtype != "float32" or bool(kind.coded or kind.dense or kind.integers)
 
 
 def _padded(sequences: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -255,18 +279,24 @@ def _judged(
         timed = process.latency(PROMPT, DECODE if expected.decoder else 1, REPEATS)
         memory = process.rss()
         lines = _lines(process, expected, allowed)
+        scored: list[Measurement] = []
+        if expected.rows is not None:
+            line, scored = served.judged(process, expected.rows, expected.config, f"{where} in {name}")
+            lines.append(line)
     lines = [{**line, "runtime": runtime} for line in lines]
     lines[0] = {**lines[0], "arithmetic": allowed.why, **{f"arithmetic_{k}": v for k, v in allowed.plain.items()}}
-    return lines, _figures(f"{where} in {name}", where, lines, timed, memory)
+    return lines, [*_figures(f"{where} in {name}", where, lines, timed, memory), *scored]
 
 
 def _lines(process: RuntimeProcess, expected: Expected, allowed: Bounds) -> list[Line]:
     found = [process.run(given) for given in expected.inputs]
-    compare = judge.distributions if expected.decoder else judge.values
+    compare = judge.distributions if expected.over_tokens else judge.values
     lines = compare(_seen(expected.exact, expected.inputs), _seen(found, expected.inputs), allowed, "outputs")
     if expected.decoder:
         written = process.greedy(expected.prompt, judge.GREEDY)
         lines.append(judge.greedy(expected.written, expected.chosen, written, allowed))
+    if expected.follow is not None:
+        lines.append(heard.written_line(process, expected.inputs[0], expected.follow, allowed))
     lines += filter(None, [judge.same_ids(expected.ids, process.tokenize(expected.texts), "tokenizer")])
     if expected.chat is not None:
         made = process.chat(CHAT)
@@ -279,7 +309,7 @@ def _seen(outputs: Sequence[Tensor], inputs: Sequence[dict[str, Tensor]]) -> lis
     found = []
     for output, given in zip(outputs, inputs, strict=True):
         mask = given.get("attention_mask")
-        by_token = mask is not None and output.shape[:2] == mask.shape
+        by_token = mask is not None and output.shape[:2] == mask.shape and "decoder_input_ids" not in given
         found.append(output[mask.bool()] if by_token and mask is not None else output)
     return found
 

@@ -30,12 +30,15 @@ class Arithmetic:
     dtype: of everything. coded: how the inputs of layers with codes are rounded: `int8-32` (symmetric int8, blocks of
     32 inputs, float16 scales), `int8-group` (the same by the weight's own groups, float32 scales); empty: not at all.
     dense: the dtype that inputs of layers without codes are rounded to; empty: not at all. why: a sentence.
+    integers: inputs that the artifact itself rounds (W8A8) are rounded by other operations than the reference's, and
+    products are of integers: right, but not to the last bit.
     """
 
     dtype: str = "float32"
     coded: str = ""
     dense: str = ""
     why: str = "float32 sums in another order"
+    integers: bool = False
 
 
 @dataclass(frozen=True)
