@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from compress.core.blocks import write_weight
 from compress.core.checkpoint import fill_tied
 from compress.core.errors import ModelError
+from compress.core.numerics.activation import Grid, fake_quantize
 from compress.core.numerics.affine import dequantize
+from compress.core.types import ActScheme
 from export.runtimes._kind import Arithmetic
 from export.source import Source
 
@@ -24,11 +26,14 @@ BLOCK = 32  # inputs that share a scale in ggml's int8 blocks
 
 
 class Reference:
-    """The whole model in memory. packed: the layers whose codes the export holds; others are as OUT stores them."""
+    """The whole model in memory. packed: the layers whose codes the export holds; others are as OUT stores them.
 
-    def __init__(self, source: Source, packed: Collection[str]) -> None:
+    acts: inputs that the artifact rounds to int8 are rounded here, in the layers of `packed`.
+    """
+
+    def __init__(self, source: Source, packed: Collection[str], acts: bool = False) -> None:
         """Load every weight: 4 bytes a parameter. Raises ModelError as `Checkpoint.load` does."""
-        self.source, self.packed = source, set(packed)
+        self.source, self.packed, self.acts = source, set(packed), acts
         self.model: Any = source.model
         checkpoint = source.checkpoint
         for name, parameter in list(self.model.named_parameters()):
@@ -90,6 +95,9 @@ class Reference:
         if isinstance(module, nn.Embedding) or not isinstance(weight, Tensor) or weight.dim() != 2:
             return None
         coded = self.source.coded.get(name)
+        if coded is not None and name in self.packed and coded.activation is not None and self.acts:
+            scheme, grid = coded.activation, self.source.input_grid(name)
+            return lambda _, given: (_acted(given[0], scheme, grid), *given[1:])
         if coded is not None and name in self.packed and arithmetic.coded:
             size = BLOCK if arithmetic.coded == "int8-32" else coded.scheme.group_size
             narrow = arithmetic.coded == "int8-32"
@@ -113,6 +121,15 @@ def rounded_by_blocks(x: Tensor, size: int, narrow: bool) -> Tensor:
     codes = torch.where(scale > 0, padded / torch.where(scale > 0, scale, 1.0), 0.0).round()
     whole: Tensor = (codes * (scale.half().float() if narrow else scale)).flatten(-2)
     return whole[..., :columns]
+
+
+def _acted(x: Tensor, scheme: ActScheme, grid: Grid | None) -> Tensor:
+    """`x` as its int8 codes stand for it, by the artifact's own scheme."""
+    if x.numel() == 0:
+        return x
+    if scheme.dynamic and scheme.strategy == "tensor":  # every text as a batch of its own
+        return torch.cat([fake_quantize(text.float(), scheme) for text in torch.split(x, 1)]).to(x.dtype)
+    return fake_quantize(x.float(), scheme, grid).to(x.dtype)
 
 
 def _first(output: Any) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from compress.core import device
-from compress.core.errors import MissingRuntimeError, VerificationError
+from compress.core.errors import MissingRuntimeError, RecipeError, VerificationError
 from compress.core.files import write_json
 from compress.core.fingerprint import file_sha256
 from compress.core.numerics.affine import dequantize
@@ -77,12 +77,17 @@ class Expected:
     ids: list[list[int]]
     chat: list[int] | None
 
+    def normalised(self) -> Expected:
+        """With log-probabilities in place of logits, for runtimes that give no others."""
+        rounded = {kind: [output.log_softmax(-1) for output in outputs] for kind, outputs in self.rounded.items()}
+        return replace(self, exact=[output.log_softmax(-1) for output in self.exact], rounded=rounded)
+
 
 def verify(where: Path, source: Source, settings: VerifySettings, hooks: Hooks) -> Verified:
     """Judge the export in `where` and write its verify.json. Raises ModelError for what is no export of `source`."""
     told = folder.card(where)
     form: ExportFormat = load("format", told["format"])
-    chosen, missing = _runtimes(form, settings)
+    chosen, missing = _runtimes(where, form, settings)
     lines = _static(where, told, source, form, hooks)
     measurements: list[Measurement] = []
     if chosen and judge.passed(lines):
@@ -156,9 +161,14 @@ def exported(
     )
 
 
-def _runtimes(form: ExportFormat, settings: VerifySettings) -> tuple[list[str], list[str]]:
+def _runtimes(where: Path, form: ExportFormat, settings: VerifySettings) -> tuple[list[str], list[str]]:
+    """Those that judge the export, and sentences on those that should and are not there."""
     wanted = [environments.plain(name) for name in settings.runtimes] or list(form.runtimes)
-    places = [environments.place(name) for name in wanted]
+    refused = {name: because for name in wanted if (because := environments.refuses(name, where)) is not None}
+    if settings.runtimes and refused:
+        name, because = next(iter(refused.items()))
+        raise RecipeError(f"{name} does not open {where}: {because}")
+    places = [environments.place(name) for name in wanted if name not in refused]
     there = [place.name for place in places if place.interpreter is not None]
     needed = places if settings.runtimes else [] if there else places[:1]
     missing = [str(MissingRuntimeError(p.name, p.install)) for p in needed if p.interpreter is None]
@@ -202,7 +212,7 @@ def _expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], set
         inputs.append(_padded(sequences[:2]))
     tokenizer = load_tokenizer(source.folder, settings.trust_remote_code)
     texts = texts_of(tokenizer, sequences)
-    reference = Reference(source, told["packed"])
+    reference = Reference(source, told["packed"], load("format", told["format"]).acts)
     exact = [reference.run(given) for given in inputs]
     kinds = {environments.runtime(name).formats[told["format"]] for name in runtimes}
     rounded = {kind: [reference.run(given, kind) for given in inputs] for kind in kinds if _rounds(kind)}
@@ -232,8 +242,10 @@ def _judged(
     where: Path, name: str, written_as: str, expected: Expected, settings: VerifySettings
 ) -> tuple[list[Line], list[Measurement]]:
     arithmetic = environments.runtime(name).formats[written_as]
-    allowed = judge.bounds(expected.exact, expected.rounded.get(arithmetic), arithmetic)
     with RuntimeProcess.open(name, where, settings.threads) as process:
+        if process.normalised and expected.decoder:
+            expected = expected.normalised()
+        allowed = judge.bounds(expected.exact, expected.rounded.get(arithmetic), arithmetic)
         runtime = f"{name} {process.version}"
         timed = process.latency(PROMPT, DECODE if expected.decoder else 1, REPEATS)
         memory = process.rss()

@@ -12,6 +12,8 @@ returned (a session) speaks numpy:
     tokenize(text)      ids by the runtime's own tokenizer, no special tokens added; None where it has none
     chat(messages)      ids of the prompt its server would build; None where it has no template
     write(inputs, n)    ids that it writes for what it reads                               (encoder-decoders)
+    normalised          True where `run` gives log-probabilities for want of logits
+    timed(ids, n)       seconds of prefill, and of each of n decode steps, where `step` cannot show them
 
 Only what the kind asks for needs to be there.
 """
@@ -45,7 +47,8 @@ class Runtime:
     formats: that it opens, with the arithmetic it opens each with. distribution: the package whose version is the
     runtime's. packages: what `compress runtime install` installs, pinned and tested together; empty when it lives in
     the interpreter of compress itself. unwanted: packages to be removed afterwards. server: (folder, port) -> arguments
-    of the interpreter that start a server for OpenAI clients, None when it has none.
+    of the interpreter that start a server for OpenAI clients, None when it has none. environment: variables it runs
+    with, server and session alike. refuses: config.json of an export -> why it does not open that one.
     """
 
     open: Callable[[str, Mapping[str, Any]], Any]
@@ -55,5 +58,7 @@ class Runtime:
     unwanted: tuple[str, ...] = ()
     build: Mapping[str, str] = field(default_factory=dict)
     server: Callable[[str, int], list[str]] | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    refuses: Callable[[Mapping[str, Any]], str | None] | None = None
     extra: str = ""
     notes: tuple[str, ...] = ()

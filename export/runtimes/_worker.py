@@ -39,6 +39,8 @@ class Server:
     """Verbs of one process; at most one export is open."""
 
     def __init__(self, name: str) -> None:
+        here = Path(__file__).resolve().parent  # first on the path of a script: our vllm.py would be everybody's vllm
+        sys.path[:] = [path for path in sys.path if not path or Path(path).resolve() != here]
         package = types.ModuleType("export")
         package.__path__ = [str(Path(__file__).resolve().parents[1])]
         sys.modules.setdefault("export", package)
@@ -75,7 +77,8 @@ class Server:
         begin = time.perf_counter()
         self.session = self.runtime.open(subject, self.settings_given)
         self.load_seconds = time.perf_counter() - begin
-        return {"kind": self.session.kind, "vocabulary": int(self.session.vocabulary)}
+        normalised = bool(getattr(self.session, "normalised", False))
+        return {"kind": self.session.kind, "vocabulary": int(self.session.vocabulary), "normalised": normalised}
 
     def run(self, inputs: Mapping[str, Any]) -> Any:
         """The first output for named inputs: nested lists of whole numbers, or of floats."""
@@ -120,17 +123,7 @@ class Server:
         ids = np.random.default_rng(0).integers(0, most, prompt)
         prefill, steps = [], []
         for turn in range(warmup + repeats):
-            begin = time.perf_counter()
-            if session.kind == "decoder":
-                logits = session.step([int(token) for token in ids], True)
-            else:
-                session.run({"input_ids": ids[None].astype(np.int64)})
-            first = time.perf_counter() - begin
-            taken = []
-            for _ in range(decode if session.kind == "decoder" else 0):
-                begin = time.perf_counter()
-                logits = session.step([int(logits.argmax())], False)
-                taken.append(time.perf_counter() - begin)
+            first, taken = _timed(session, ids, decode)
             if turn >= warmup:
                 prefill.append(first)
                 steps.append(taken)
@@ -146,6 +139,25 @@ class Server:
         if self.session is None:
             raise ValueError("no export is open in this worker; send load first")
         return self.session
+
+
+def _timed(session: Any, ids: Any, decode: int) -> tuple[float, list[float]]:
+    """Seconds of one prefill, and of the decode steps after it."""
+    told = [int(token) for token in ids]
+    if hasattr(session, "timed"):
+        first, taken = session.timed(told, decode)
+        return float(first), [float(seconds) for seconds in taken]
+    begin = time.perf_counter()
+    if session.kind != "decoder":
+        session.run({"input_ids": ids[None].astype("int64")})
+        return time.perf_counter() - begin, []
+    logits = session.step(told, True)
+    first, taken = time.perf_counter() - begin, []
+    for _ in range(decode):
+        begin = time.perf_counter()
+        logits = session.step([int(logits.argmax())], False)
+        taken.append(time.perf_counter() - begin)
+    return first, taken
 
 
 def _arrays(inputs: Mapping[str, Any]) -> dict[str, Any]:
