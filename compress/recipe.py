@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from compress.core.errors import RecipeError
-from compress.core.types import BITS
+from compress.core.types import BITS, GGML_BITS
 
 DEMO = "demo"
 EVAL_DOCUMENTS, EVAL_ROWS = 16, 500  # held out for measuring: documents of text, labelled rows
@@ -38,7 +38,7 @@ class _Settings(BaseModel):
             return cls(**settings)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"][:1])
+            where = ".".join(str(part) for part in first["loc"][:1]) or "settings"
             said = first["msg"].removeprefix("Value error, ")
             if not said.startswith("--"):
                 said = f"{where}: {said} (given: {first['input']!r})"
@@ -62,6 +62,9 @@ class Recipe(_Settings):
     model: str = Field(DEMO, description="folder, hub id, .gguf file, or 'demo'")
     out: str = Field("", description="output folder; default: MODEL's name and the bits")
     bits: int = Field(4, description="bits per weight: 2, 3, 4 or 8")
+    scheme: str = Field(
+        "", description="a number format by name instead of bits and groups: q4_0, q4_1, q5_0, q5_1, q8_0"
+    )
     group_size: int | Literal["auto"] = Field("auto", description="inputs per scale: 16 to 256, -1 whole row, auto")
     symmetric: bool | None = Field(None, description="no zero points; default: at 8 bits only")
     activations: Literal["auto", "none", "dynamic", "static"] = Field(
@@ -117,6 +120,21 @@ class Recipe(_Settings):
         if value not in BITS:
             raise ValueError(f"--bits {value} cannot be stored; use 2, 3, 4 or 8")
         return value
+
+    @field_validator("scheme")
+    @classmethod
+    def _scheme(cls, value: str) -> str:
+        if value and value.lower() not in GGML_BITS:
+            raise ValueError(f"--scheme {value} is unknown; use {', '.join(GGML_BITS)}, or --bits and --group-size")
+        return value.lower()
+
+    @model_validator(mode="after")
+    def _one_scheme(self) -> Self:
+        given = {"bits", "group_size", "symmetric", "mixed", "activations"} & self.model_fields_set
+        shown = [n for n in sorted(given) if getattr(self, n) not in ("auto", "none", None, False)]
+        if self.scheme and shown:
+            raise ValueError(f"--scheme {self.scheme} says it all; leave out --{shown[0].replace('_', '-')}")
+        return self
 
     @field_validator("group_size")
     @classmethod

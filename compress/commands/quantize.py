@@ -15,6 +15,7 @@ EXAMPLES = _run.epilog(
     "compress quantize ./my-model --bits 8 --embeddings int8 --json > record.json",
     "compress quantize ./my-bert --bits 8 --activations static --data rows.csv   # W8A8 for fixed int8 kernels",
     "compress quantize ./bert --data r.csv --filter lang=en --select :2000    # rows of a task",
+    "compress quantize ./llama --scheme q4_1       # solved for llama.cpp; then: compress export OUT --to gguf",
     "compress quantize ./tuned --bits 8            # tuned by compress: judged on its own held-out rows",
 )
 
@@ -34,6 +35,9 @@ def command(
     model: str | None = _run.MODEL,
     out: str | None = typer.Option(None, help="Output folder [default: MODEL-BITSbit]."),
     bits: int | None = typer.Option(None, help="2, 3, 4 or 8 [default: 4]."),
+    scheme: str | None = typer.Option(
+        None, help="ggml's block types for llama.cpp, instead of --bits: q4_0, q4_1, q5_0, q5_1, q8_0."
+    ),
     group_size: str | None = typer.Option(None, help="Inputs per scale: 16 to 256, -1 whole row [default: auto]."),
     symmetric: bool | None = typer.Option(
         None, "--symmetric/--asymmetric", help="No zero points, or with [default: symmetric at 8 bits only]."

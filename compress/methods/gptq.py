@@ -31,7 +31,15 @@ from compress.core.errors import HessianError, RecipeError
 from compress.core.numerics.affine import group_size_of, require_codes, symmetric_zero
 from compress.core.numerics.curvature import MOST_DAMP, damped, shrunk
 from compress.core.numerics.descent import descend
-from compress.core.numerics.grid import Grid, Search, minmax_grid, round_to_nearest, search_grid
+from compress.core.numerics.grid import (
+    Grid,
+    Search,
+    above_minimum,
+    has_minimum,
+    minmax_grid,
+    round_to_nearest,
+    search_grid,
+)
 from compress.core.types import LayerMethod, LayerStats, QTensor, Scheme
 
 _FEW = 0.25  # tokens per input below which a layer's hessian is called thin
@@ -42,7 +50,8 @@ class Options:
     """Settings of GPTQ.
 
     damp: fraction of mean(diag H) added to the diagonal. act_order: solve columns by descending diag(H) with
-    static groups; without it columns go in order and a group's scale is found when the solver reaches it.
+    static groups; without it columns go in order and a group's scale is found when the solver reaches it (not of
+    schemes with a minimum, whose groups are always static).
     scales: what a group's scale minimises: `hessian` the squared error weighted by what each column costs,
     `mse` the plain squared error, `minmax` nothing. rounds: coordinate descent and scale refit afterwards.
     shrinkage: inputs count as this many tokens of doubt about how they go together; 0 takes H as it is.
@@ -181,10 +190,12 @@ def _solve(weight: Tensor, problem: _Problem, scheme: Scheme, options: Options) 
     """The columns in `problem.order`. Works on the transpose, where a column of the weight is contiguous."""
     rows, cols = weight.shape
     size = group_size_of(scheme, cols)
-    running = not options.act_order and scheme.group_size != -1
+    running = not options.act_order and scheme.group_size != -1 and not has_minimum(scheme)
     block = size if running else options.column_block
-    solver = _Columns(weight.t()[problem.order], problem.factor, scheme)
     grids = [] if running else [_grid(weight, problem.cost, scheme, options)]
+    if has_minimum(scheme):  # what lies above the minimum has code 0 for zero
+        weight = above_minimum(weight, grids[0], scheme)
+    solver = _Columns(weight.t()[problem.order], problem.factor, scheme)
     groups = problem.order // size
     codes = torch.empty(rows, cols, dtype=torch.uint8, device=weight.device)
     for start in range(0, cols, block):
@@ -197,7 +208,7 @@ def _solve(weight: Tensor, problem: _Problem, scheme: Scheme, options: Options) 
         codes[:, problem.order[start:end]] = solver.solve(start, target, grids[-1], local).t()
     scale = torch.cat([grid.scale for grid in grids], 1)
     zeros = [grid.zero for grid in grids if grid.zero is not None]
-    return QTensor(codes, scale, torch.cat(zeros, 1) if zeros else None, scheme)
+    return QTensor(codes, scale, torch.cat(zeros, 1) if zeros else None, scheme, grids[0].minimum)
 
 
 @dataclass(frozen=True)
@@ -222,7 +233,7 @@ class _Columns:
     def solve(self, start: int, target: Tensor, grid: Grid, group: Tensor) -> Tensor:
         """Codes (c, O) uint8 of the columns from `start`, each in its `group` (c,); target is used up."""
         scale = grid.scale.t().contiguous()
-        zero = torch.full_like(scale, symmetric_zero(self.scheme))
+        zero = torch.full_like(scale, 0 if grid.minimum is not None else symmetric_zero(self.scheme))
         if grid.zero is not None:
             zero = grid.zero.t().to(scale.dtype)
         low, high = -zero, (2**self.scheme.bits - 1) - zero

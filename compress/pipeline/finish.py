@@ -89,7 +89,7 @@ def write_readme(out: Path, name: str, plan: Plan, notes: tuple[str, ...], archi
     packed = [p for p in plan.layers.values() if p.scheme.kind == "int" and p.packed]
     schemes = sorted({f"{p.scheme.name} {p.activation.name if p.activation else ''}".strip() for p in packed})
     loader = auto_class(architecture)
-    beside = [n for n, p in plan.layers.items() if p.scheme.kind == "int" and not p.packed]
+    beside = [n for n, p in plan.layers.items() if p.scheme.kind != "dense" and not p.packed]
     lines = [
         f"# {name}, compressed",
         "",

@@ -17,7 +17,7 @@ def refuses(checkpoint: Checkpoint, structure: Structure) -> Refuses:
     """Why a layer cannot be packed with a scheme in this model, as a function for the plan."""
 
     def refused(layer: LayerRef, scheme: Scheme, uses: Uses) -> str | None:
-        if scheme.kind == "int" and disk_parts(layer, checkpoint.sources[layer.param]) is None:
+        if scheme.kind != "dense" and disk_parts(layer, checkpoint.sources[layer.param]) is None:
             what = "all experts" if layer.container == "experts" else "several layers"
             return f"the checkpoint stores {what} as one tensor, compressed-tensors one by one"
         if scheme.kind == "int" and layer.container == "embedding" and structure.tied:

@@ -49,7 +49,7 @@ class Outside:
                 continue  # every opener computes it anew, in full precision
             layer = self._layers.get(name)
             plan = self.plan.layers.get(layer.name) if layer else None
-            if layer is not None and plan is not None and plan.scheme.kind == "int":
+            if layer is not None and plan is not None and plan.scheme.kind != "dense":
                 weight = read_weight(layer, self.checkpoint.load(name))
                 before = self.checkpoint.dtype_of(name).itemsize * weight.numel()
                 bits = self.store.dtype.itemsize * 8
@@ -93,10 +93,17 @@ class Outside:
         if name in self.checkpoint.computed:
             return self.checkpoint.load(name, torch.float32)
         if f"compress.{name}.codes" in self._entries:
-            parts = {p: self._entries.get(f"compress.{name}.{p}") for p in ("codes", "scale", "zero")}
+            parts = {p: self._entries.get(f"compress.{name}.{p}") for p in ("codes", "scale", "zero", "minimum")}
             tensors = {p: read_tensor(entry) for p, entry in parts.items() if entry is not None}
             plan = self.plan.layers[self._layers[name].name]
-            q = QTensor(tensors["codes"], tensors["scale"].float(), tensors.get("zero"), plan.scheme)
+            minimum = tensors.get("minimum")
+            q = QTensor(
+                tensors["codes"],
+                tensors["scale"].float(),
+                tensors.get("zero"),
+                plan.scheme,
+                None if minimum is None else minimum.float(),
+            )
             return _decoded(q, torch.float32 if plan.packed else self.store.dtype)
         return read_tensor(self._entries[self.store.key(name)], torch.float32)
 
@@ -153,7 +160,8 @@ def _decoded(q: QTensor, through: torch.dtype) -> Tensor:
     decoded = torch.empty(q.codes.shape)
     for start in range(0, len(decoded), DECODED_ROWS):
         rows = slice(start, start + DECODED_ROWS)
-        part = QTensor(q.codes[rows], q.scale[rows], None if q.zero is None else q.zero[rows], q.scheme)
+        zero, minimum = (None if part is None else part[rows] for part in (q.zero, q.minimum))
+        part = QTensor(q.codes[rows], q.scale[rows], zero, q.scheme, minimum)
         decoded[rows] = dequantize(part).to(through)
     return decoded
 
@@ -164,4 +172,6 @@ def _keep_codes(name: str, q: QTensor) -> dict[str, Pending]:
     found[f"compress.{name}.scale"] = pending(q.scale.to(torch_dtype(q.scheme.scale_dtype)))
     if q.zero is not None:
         found[f"compress.{name}.zero"] = pending(q.zero.to(torch.uint8))
+    if q.minimum is not None:
+        found[f"compress.{name}.minimum"] = pending(q.minimum.to(torch_dtype(q.scheme.scale_dtype)))
     return found

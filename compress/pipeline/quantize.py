@@ -38,6 +38,7 @@ from compress.pipeline.hooks import Hooks, Stages
 from compress.pipeline.labelled import find_labelled, has_rows, hears
 from compress.pipeline.outside import Outside
 from compress.pipeline.pairs import prepared_pairs
+from compress.pipeline.probe import write_probe
 from compress.pipeline.replay import Trace
 from compress.pipeline.store import Store
 from compress.pipeline.stream import Stream, Streams, needs_of, reads_text, text_inputs
@@ -81,7 +82,7 @@ def quantize(recipe: Recipe, overwrite: bool = False, hooks: Hooks | None = None
     inputs.quiet_libraries()
     ready = open_and_plan(recipe, hooks)
     stages.done("open and plan")
-    out = Path(recipe.out or identity.default_out(ready.opened.name, f"{recipe.bits}bit"))
+    out = Path(recipe.out or identity.default_out(ready.opened.name, recipe.scheme or f"{recipe.bits}bit"))
     mark = fingerprint(ready, threads)
     with Journal.open(out, mark, overwrite) as journal:
         record = finish.finished_record(out, journal)
@@ -336,6 +337,8 @@ def _write_artifact(run: Run, store: Store) -> None:
     artifact.copy_companions(source, out, beside)
     quantization = finish.quantization_config(ready.checkpoint, ready.structure, ready.plan, store)
     artifact.write_config(source, out, ready.dtype, quantization)
+    if ready.data is not None and ready.data.heldout.sequences:
+        write_probe(out, ready.data.heldout)
     write_json(out / "compress" / "plan.json", uniform.to_json(ready.plan))
     finish.write_readme(out, ready.opened.name, ready.plan, ready.notes, ready.structure.architecture)
     identity.write_manifest(

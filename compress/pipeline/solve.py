@@ -89,11 +89,15 @@ def _naming(layer: str) -> Iterator[None]:
 def split_rows(q: QTensor, rows: list[int]) -> list[QTensor]:
     """Cut a quantized matrix into pieces of `rows` rows each."""
     codes, scales = torch.split(q.codes, rows), torch.split(q.scale, rows)
-    zeros = torch.split(q.zero, rows) if q.zero is not None else [None] * len(rows)
+    zeros, minima = (torch.split(t, rows) if t is not None else [None] * len(rows) for t in (q.zero, q.minimum))
     return [
-        QTensor(c.contiguous(), s.contiguous(), z.contiguous() if z is not None else None, q.scheme)
-        for c, s, z in zip(codes, scales, zeros, strict=True)
+        QTensor(c.contiguous(), s.contiguous(), _whole(z), q.scheme, _whole(m))
+        for c, s, z, m in zip(codes, scales, zeros, minima, strict=True)
     ]
+
+
+def _whole(part: Tensor | None) -> Tensor | None:
+    return None if part is None else part.contiguous()
 
 
 def _judge(job: Job, target: Tensor, q: QTensor, fallback: str | None, seconds: float) -> Solved:

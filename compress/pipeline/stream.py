@@ -218,7 +218,7 @@ class Stream:
 
 def needs_of(plan: LayerPlan) -> tuple[str, ...]:
     """The statistics that a layer's method asks for, with its options; none for layers that are kept."""
-    if plan.scheme.kind != "int":
+    if plan.scheme.kind == "dense":
         return ()
     method = load("method", plan.method)
     return tuple(method.needs(method.options(**plan.options)))

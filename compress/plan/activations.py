@@ -21,7 +21,7 @@ def choose_activation(recipe: Recipe, structure: Structure, encoder: bool) -> Ac
     are bound by arithmetic; models that write token by token are bound by reading weights.
     Raises RecipeError for settings that no server has.
     """
-    wanted = recipe.activations
+    wanted = "none" if recipe.scheme else recipe.activations
     if wanted == "auto":
         plain = recipe.bits == 8 and recipe.group_size in ("auto", -1) and recipe.symmetric is not False
         wanted = "dynamic" if encoder and plain and not _experts(structure) else "none"

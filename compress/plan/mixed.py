@@ -21,6 +21,8 @@ def is_mixed(recipe: Recipe, structure: Structure, encoder: bool, activation: Ac
 
     Raises RecipeError where no server can open such a model.
     """
+    if recipe.scheme:
+        return False
     experts = any(layer.expert is not None for layer in structure.layers)
     if recipe.mixed is None:
         plain = recipe.bits == 4 and recipe.symmetric is not False and not experts

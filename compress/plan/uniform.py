@@ -67,13 +67,8 @@ def make_plan(recipe: Recipe, structure: Structure, rules: Rules, dtype: str, wi
     ):
         symmetric = True
         notes.append("symmetric codes: servers decode packed experts without zero points only")
-    if activation is not None and recipe.bits == 8:
-        group, why = -1, f"int8 weights by row, inputs rounded to int8 by {activation.strategy}"
-    else:
-        fine = wishes.encoder and recipe.bits < 8
-        group, why = choose_group(recipe.group_size, layers, rules.caps, fine)
-    kinds = {layer.container: rules.scheme(recipe.bits, group, symmetric, layer.container) for layer in layers}
-    eight = [("linear", rules.scheme(8, group, True))] if mixed else []
+    kinds, why = _body(recipe, layers, rules, symmetric, wishes)
+    eight = [("linear", rules.scheme(8, kinds[layers[0].container].group_size, True))] if mixed else []
     body = frozenset([*kinds.items(), *eight])
     plans: dict[str, LayerPlan] = {}
     for layer in layers:
@@ -86,7 +81,7 @@ def make_plan(recipe: Recipe, structure: Structure, rules: Rules, dtype: str, wi
     for plan in _outside(recipe, structure, dtype, rules.scheme(8, -1, True), table):
         plans[plan.layer] = plan
     ends = {(layer.container, plans[layer.name].scheme) for layer in all_layers(structure) if layer.block < 0}
-    uses = body | {(container, scheme) for container, scheme in ends if scheme.kind == "int"}
+    uses = body | {(container, scheme) for container, scheme in ends if scheme.kind != "dense"}
     refused: dict[str, list[str]] = {}
     for layer in all_layers(structure):
         because = rules.refuses(layer, plans[layer.name].scheme, uses if layer.block < 0 else body)
@@ -97,6 +92,23 @@ def make_plan(recipe: Recipe, structure: Structure, rules: Rules, dtype: str, wi
         notes.append(f"{because}: {_few(names)} stored dense in {dtype}, codes kept in compress/ for other formats")
     in_float = dict(IN_FLOAT) if any(plan.activation for plan in plans.values()) else {}
     return Plan(plans, predicted_bytes(plans, structure, dtype), tuple(notes), in_float)
+
+
+def _body(
+    recipe: Recipe, layers: tuple[LayerRef, ...], rules: Rules, symmetric: bool, wishes: Wishes
+) -> tuple[dict[str, Scheme], str]:
+    """The scheme of the layers of each container, and why its groups are what they are."""
+    containers = {layer.container for layer in layers}
+    if recipe.scheme:
+        asked = Scheme.parse(recipe.scheme)
+        choose_group(asked.group_size, layers, rules.caps)  # ggml's blocks never cross rows
+        return dict.fromkeys(containers, asked), f"{asked.name}, as asked"
+    if wishes.activation is not None and recipe.bits == 8:
+        group, why = -1, f"int8 weights by row, inputs rounded to int8 by {wishes.activation.strategy}"
+    else:
+        fine = wishes.encoder and recipe.bits < 8
+        group, why = choose_group(recipe.group_size, layers, rules.caps, fine)
+    return {name: rules.scheme(recipe.bits, group, symmetric, name) for name in containers}, why
 
 
 def _beside(plan: LayerPlan, because: str) -> LayerPlan:

@@ -95,6 +95,8 @@ class Format:
         """Why `layer` cannot be packed with `scheme` in a model that uses (container, scheme); None when it can."""
         if scheme.kind == "dense":
             return None
+        if scheme.kind == "ggml":
+            return f"compressed-tensors has no {scheme.name}; compress export --to gguf packs it"
         if layer.container not in CAPS.containers:
             return f"compressed-tensors cannot pack a {layer.container} weight"
         if layer.container == "embedding" and Stored(scheme, None, "embedding").layout != INT:
@@ -189,9 +191,13 @@ def _inputs(activation: ActScheme) -> dict[str, Any]:
 
 
 def side_codes(name: str, q: QTensor) -> dict[str, Tensor]:
-    """The tensors of one layer in `compress/codes-*.safetensors`: codes uint8 (O, I), scale (O, G), zero (O, G)."""
+    """The tensors of one layer in `compress/codes-*.safetensors`: codes uint8 (O, I), the rest (O, G)."""
     found = {f"{name}.codes": q.codes, f"{name}.scale": q.scale.to(torch_dtype(q.scheme.scale_dtype))}
-    return found | ({f"{name}.zero": q.zero.to(torch.uint8)} if q.zero is not None else {})
+    if q.zero is not None:
+        found[f"{name}.zero"] = q.zero.to(torch.uint8)
+    if q.minimum is not None:
+        found[f"{name}.minimum"] = q.minimum.to(torch_dtype(q.scheme.scale_dtype))
+    return found
 
 
 FORMAT = Format()

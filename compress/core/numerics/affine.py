@@ -92,9 +92,9 @@ def dequantize(q: QTensor) -> Tensor:
 def require_codes(weight: Tensor, scheme: Scheme) -> None:
     """Refuse what no method can turn into codes.
 
-    Raises RecipeError unless `scheme` is of kind `int`, ModelError unless `weight` is (O, I) and finite.
+    Raises RecipeError for a `dense` scheme, ModelError unless `weight` is (O, I) and finite.
     """
-    if scheme.kind != "int":
+    if scheme.kind == "dense":
         raise RecipeError(f"scheme {scheme.name} holds no codes; quantize to one like int4-g64-asym, or keep the layer")
     if weight.dim() != 2 or weight.numel() == 0:
         raise ModelError(

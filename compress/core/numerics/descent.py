@@ -72,6 +72,8 @@ class _State:
 
 
 def _float_zero(q: QTensor) -> Tensor:
+    if q.minimum is not None:
+        return torch.zeros_like(q.scale)
     if q.zero is None:
         return torch.full_like(q.scale, symmetric_zero(q.scheme))
     return q.zero.to(torch.float32)

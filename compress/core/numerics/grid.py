@@ -13,20 +13,26 @@ import torch
 from torch import Tensor
 
 from compress.core.errors import RecipeError
-from compress.core.numerics.affine import quantize_codes, round_to_storage, symmetric_zero, to_groups
+from compress.core.numerics.affine import per_column, quantize_codes, round_to_storage, symmetric_zero, to_groups
 from compress.core.types import QTensor, Scheme
 
 # big enough to hide the cost of a call, small enough for a few temporaries to stay in a shared cache
 _CHUNK = 1 << 18
 _AROUND = (0.95, 1.0, 1.05)
+_REFITS = 3
+_LARGEST_HALF = 65504.0
 
 
 @dataclass(frozen=True)
 class Grid:
-    """scale: (O, G) float32 on the grid of the storage dtype. zero: (O, G) uint8, None when symmetric."""
+    """scale: (O, G) float32 on the grid of the storage dtype. zero: (O, G) uint8, None when symmetric.
+
+    minimum: (O, G) float32, for schemes that have one instead of a zero: the value of code 0, float16 numbers.
+    """
 
     scale: Tensor
     zero: Tensor | None
+    minimum: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ def minmax_grid(weight: Tensor, scheme: Scheme) -> Grid:
 
     An all-zero group gets scale 1: its codes mean 0 whatever it is.
     """
+    if has_minimum(scheme):
+        return search_minima(weight, None, scheme, 1, 1.0)
     scale, zero = _cover(to_groups(weight, scheme), scheme)
     return Grid(
         round_to_storage(scale, scheme.scale_dtype, scheme.scale_bits),
@@ -63,6 +71,8 @@ def search_grid(weight: Tensor, importance: Tensor | None, scheme: Scheme, searc
     Never worse than `minmax_grid` in that measure: factor 1 is a candidate.
     Cost: about 8 * O * I * (steps + 6) float operations; a few temporaries of 256 Ki values.
     """
+    if has_minimum(scheme):
+        return search_minima(weight, importance, scheme, search.steps, search.shrink)
     groups = to_groups(weight, scheme)
     share = None if importance is None else _shares(importance, scheme)
     rows = max(1, _CHUNK // (groups.shape[1] * groups.shape[2]))
@@ -73,6 +83,9 @@ def search_grid(weight: Tensor, importance: Tensor | None, scheme: Scheme, searc
 
 def round_to_nearest(weight: Tensor, grid: Grid, scheme: Scheme) -> QTensor:
     """`weight` (O, I) rounded to nearest on `grid`."""
+    if grid.minimum is not None:
+        shifted, none = above_minimum(weight, grid, scheme), torch.zeros_like(grid.scale, dtype=torch.uint8)
+        return QTensor(quantize_codes(shifted, grid.scale, none, scheme), grid.scale, None, scheme, grid.minimum)
     return QTensor(quantize_codes(weight, grid.scale, grid.zero, scheme), grid.scale, grid.zero, scheme)
 
 
@@ -150,3 +163,72 @@ class _Trial:
         if self.share is not None:
             work.mul_(self.share)
         return work.sum(2), stored, zero
+
+
+def has_minimum(scheme: Scheme) -> bool:
+    """Whether groups of the scheme have a float minimum, the value of code 0, and no integer zero."""
+    return scheme.kind == "ggml" and not scheme.symmetric
+
+
+def above_minimum(weight: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
+    """`weight` (O, I) less the minimum of each group: what codes times scales have to be, zero being code 0."""
+    assert grid.minimum is not None
+    return weight - per_column(grid.minimum, weight.shape[1], scheme)
+
+
+def search_minima(weight: Tensor, importance: Tensor | None, scheme: Scheme, steps: int, shrink: float) -> Grid:
+    """Scale and minimum of each group for the least sum of importance * (w - q)^2, both float16 numbers.
+
+    The group's range is shrunk about its middle by `steps` factors from 1 to `shrink`; then, with the codes of the
+    best, scale and minimum are fitted together by least squares, coded again, and kept where that is better. steps 1:
+    the range as it is.
+    """
+    groups = to_groups(weight, scheme)
+    share = None if importance is None else _shares(importance, scheme)
+    rows = max(1, _CHUNK // (groups.shape[1] * groups.shape[2]))
+    found = [
+        _minima_rows(chunk, share, scheme, torch.linspace(1.0, shrink, steps)) for chunk in torch.split(groups, rows)
+    ]
+    return Grid(torch.cat([f[0] for f in found]), None, torch.cat([f[1] for f in found]))
+
+
+def _minima_rows(groups: Tensor, share: Tensor | None, scheme: Scheme, factors: Tensor) -> tuple[Tensor, Tensor]:
+    top = 2**scheme.bits - 1
+    middle, half = (groups.amax(2) + groups.amin(2)) / 2, (groups.amax(2) - groups.amin(2)) / 2
+    best = None
+    for factor in factors.tolist():
+        candidate = _fit_error(groups, share, scheme, 2 * half * factor / top, middle - half * factor)
+        best = candidate if best is None else _better(best, candidate)
+    assert best is not None
+    for _ in range(_REFITS if len(factors) > 1 else 0):
+        best = _better(best, _fit_error(groups, share, scheme, *_least_squares(groups, share, scheme, best)))
+    return best[1], best[2]
+
+
+def _fit_error(
+    groups: Tensor, share: Tensor | None, scheme: Scheme, scale: Tensor, minimum: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(error, scale, minimum) of a candidate, as stored."""
+    scale = round_to_storage(scale, scheme.scale_dtype, scheme.scale_bits)
+    minimum = minimum.clamp(-_LARGEST_HALF, _LARGEST_HALF).half().float()
+    error = (_codes_above(groups, scale, minimum, scheme) * scale.unsqueeze(2) + minimum.unsqueeze(2) - groups).square()
+    return (error if share is None else error * share).sum(2), scale, minimum
+
+
+def _codes_above(groups: Tensor, scale: Tensor, minimum: Tensor, scheme: Scheme) -> Tensor:
+    return ((groups - minimum.unsqueeze(2)) / scale.unsqueeze(2)).round_().clamp_(0, 2**scheme.bits - 1)
+
+
+def _least_squares(
+    groups: Tensor, share: Tensor | None, scheme: Scheme, best: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Scale and minimum that fit the codes of `best` best; its own where the codes are all one."""
+    codes = _codes_above(groups, best[1], best[2], scheme)
+    weights = torch.ones_like(groups[:1]) if share is None else share
+    total = weights.sum(-1)
+    mean_code, mean = (weights * codes).sum(2) / total, (weights * groups).sum(2) / total
+    offset = codes - mean_code.unsqueeze(2)
+    curve = (weights * offset.square()).sum(2)
+    slope = (weights * offset * (groups - mean.unsqueeze(2))).sum(2)
+    scale = torch.where((curve > 0) & (slope > 0), slope / curve, best[1])
+    return scale, torch.where((curve > 0) & (slope > 0), mean - scale * mean_code, best[2])

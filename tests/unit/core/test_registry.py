@@ -16,7 +16,7 @@ from compress.recipe import Recipe
 CODES = {
     "CompressError": 1, "HessianError": 1, "StorageError": 1, "UsageError": 2, "MissingExtraError": 2, "InputError": 3,
     "ModelError": 3, "DataError": 3, "RecipeError": 3, "OutputError": 3, "BudgetError": 4, "VerificationError": 5,
-    "Interrupted": 130,
+    "MissingRuntimeError": 5,     "Interrupted": 130,
 }  # fmt: skip
 
 
