@@ -13,6 +13,7 @@ from calibrate.data import DataSettings, prepare
 from compress.core.files import write_json
 from compress.core.types import TokenSet
 from compress.pipeline.inputs import load_tokenizer
+from export.source import Source
 
 PROBE = Path("compress") / "probe.json"
 SEQUENCES, TOKENS = 4, 96
@@ -50,3 +51,12 @@ def read_probe(out: Path, limit: int) -> list[Tensor]:
 def texts_of(tokenizer: Any, sequences: list[Tensor]) -> list[str]:
     """Texts to try tokenizers on: those above, and the probe's own."""
     return [*TEXTS, *(tokenizer.decode(ids, skip_special_tokens=True) for ids in sequences)]
+
+
+def end_tokens(source: Source, tokenizer: Any) -> set[int]:
+    """Ids at which servers stop: by generation_config.json, else by config.json, and by the tokenizer."""
+    file = source.folder / "generation_config.json"
+    said = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    told = said if said is not None else source.config.get("eos_token_id")
+    several = told if isinstance(told, list) else [told]
+    return {int(token) for token in (*several, tokenizer.eos_token_id) if token is not None}

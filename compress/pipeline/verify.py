@@ -4,7 +4,7 @@ in memory."""
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from compress.core import device
-from compress.core.errors import MissingRuntimeError, RecipeError, VerificationError
+from compress.core.errors import MissingRuntimeError, RecipeError, UsageError, VerificationError
 from compress.core.files import write_json
 from compress.core.fingerprint import file_sha256
 from compress.core.numerics.affine import dequantize
@@ -23,26 +23,33 @@ from compress.measure.quality import median_interval
 from compress.pipeline.hooks import Hooks, Stages
 from compress.pipeline.inputs import load_tokenizer, longest_sequence, quiet_libraries
 from compress.pipeline.judge import kind_of
-from compress.pipeline.probe import read_probe, texts_of
+from compress.pipeline.probe import end_tokens, read_probe, texts_of
 from export import environments, folder, judge
 from export.client import RuntimeProcess
 from export.judge import Bounds, Line
 from export.kinds import ExportFormat
 from export.reference import Reference
 from export.runtimes._kind import Arithmetic
+from export.serving import Server
 from export.source import Source
 
 PROMPT, DECODE, REPEATS = 16, 32, 3
+PLAIN = "The three most common fruits are"
 CHAT = [{"role": "user", "content": "Name three fruits, please."}]
 
 
 @dataclass(frozen=True)
 class VerifySettings:
-    """runtimes: which to judge in; empty: the format's first, and others that are installed. threads 0: the cores."""
+    """runtimes: which to judge in; empty: the format's first, and others that are installed. threads 0: the cores.
+
+    serve: also start the servers of those that have one, and ask them. port: theirs; 0: a free one.
+    """
 
     runtimes: tuple[str, ...] = ()
     threads: int = 0
     trust_remote_code: bool = False
+    serve: bool = False
+    port: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,7 @@ class Expected:
     texts: list[str]
     ids: list[list[int]]
     chat: list[int] | None
+    asked: Asked | None = None
 
     def normalised(self) -> Expected:
         """With log-probabilities in place of logits, for runtimes that give no others."""
@@ -83,11 +91,27 @@ class Expected:
         return replace(self, exact=[output.log_softmax(-1) for output in self.exact], rounded=rounded)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a server is asked, the chat or a prompt, and what the reference says to it, up to the first end token.
+
+    tokens: of the question. answer: ids; logits (n, V) they were chosen from. decode: ids -> text.
+    """
+
+    prompt: str
+    tokens: list[int]
+    answer: list[int]
+    logits: Tensor
+    decode: Callable[[Sequence[int]], str]
+
+
 def verify(where: Path, source: Source, settings: VerifySettings, hooks: Hooks) -> Verified:
     """Judge the export in `where` and write its verify.json. Raises ModelError for what is no export of `source`."""
     told = folder.card(where)
     form: ExportFormat = load("format", told["format"])
     chosen, missing = _runtimes(where, form, settings)
+    if settings.serve and chosen and all(environments.runtime(name).server is None for name in chosen):
+        raise UsageError(f"{', '.join(chosen)} cannot serve a {told['format']} export; leave --serve out")
     lines = _static(where, told, source, form, hooks)
     measurements: list[Measurement] = []
     if chosen and judge.passed(lines):
@@ -99,6 +123,9 @@ def verify(where: Path, source: Source, settings: VerifySettings, hooks: Hooks) 
             found, figures = _judged(where, name, told["format"], expected, settings)
             lines += found
             measurements += figures
+            if expected.asked is not None and environments.runtime(name).server is not None:
+                hooks.report(f"serving with {name}", number, len(chosen))
+                lines += _served(where, name, told["format"], expected, settings)
         hooks.report("running", len(chosen), len(chosen))
     result = Verified(lines, measurements, missing)
     write_json(where / folder.VERIFY, _saved(told, result))
@@ -223,7 +250,21 @@ def _expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], set
     if getattr(tokenizer, "chat_template", None):
         filled = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=False)
         chat = list(tokenizer(filled, add_special_tokens=False)["input_ids"])
-    return Expected(inputs, exact, rounded, prompt, written, chosen, decoder, texts, ids, chat)
+    asked = _asked(source, reference, tokenizer, chat) if settings.serve and decoder else None
+    return Expected(inputs, exact, rounded, prompt, written, chosen, decoder, texts, ids, chat, asked)
+
+
+def _asked(source: Source, reference: Reference, tokenizer: Any, chat: list[int] | None) -> Asked:
+    """The question to servers, and what is right."""
+    tokens = chat if chat is not None else list(tokenizer(PLAIN)["input_ids"])
+    written, logits = reference.greedy(tokens, judge.GREEDY)
+    ends = end_tokens(source, tokenizer)
+    stop = next((n + 1 for n, token in enumerate(written) if token in ends), len(written))
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    return Asked("" if chat is not None else PLAIN, tokens, written[:stop], logits[:stop], decode)
 
 
 def _rounds(kind: Arithmetic) -> bool:
@@ -253,6 +294,23 @@ def _judged(
     lines = [{**line, "runtime": runtime} for line in lines]
     lines[0] = {**lines[0], "arithmetic": allowed.why, **{f"arithmetic_{k}": v for k, v in allowed.plain.items()}}
     return lines, _figures(f"{where} in {name}", where, lines, timed, memory)
+
+
+def _served(where: Path, name: str, written_as: str, expected: Expected, settings: VerifySettings) -> list[Line]:
+    """The runtime's server, asked by a client."""
+    asked, arithmetic = expected.asked, environments.runtime(name).formats[written_as]
+    assert asked is not None
+    allowed = judge.bounds(expected.exact, expected.rounded.get(arithmetic), arithmetic)
+    with Server.of(name, where, settings.port, settings.threads) as server:
+        answer = server.complete(asked.prompt, judge.GREEDY) if asked.prompt else server.chat(CHAT, judge.GREEDY)
+        line = judge.served(answer.text, asked.answer, asked.logits, asked.decode, allowed)
+        told = {"runtime": f"{name} server", "client": answer.client}
+        lines = [{**line, **told, "text": answer.text, "seconds_to_ready": round(server.seconds, 1)}]
+    if answer.prompt_tokens is not None:
+        equal = answer.prompt_tokens == len(asked.tokens)
+        said = f"the server made {answer.prompt_tokens} tokens of the question, the reference {len(asked.tokens)}"
+        lines.append({"check": "served question", **told, "passed": equal, **({} if equal else {"said": said})})
+    return lines
 
 
 def _lines(process: RuntimeProcess, expected: Expected, allowed: Bounds) -> list[Line]:

