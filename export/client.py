@@ -71,7 +71,7 @@ class RuntimeProcess(Child):
         return found
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int] | None:
-        """Ids of the prompt that its server builds; None where it has no template."""
+        """Ids of the prompt that its server builds: none where it has no template; None where it never builds any."""
         found: list[int] | None = self.ask("chat", {"messages": [dict(m) for m in messages]})
         return found
 

@@ -5,12 +5,14 @@ returned (a session) speaks numpy:
 
     kind          decoder, encoder or encoder-decoder
     vocabulary    rows of the logits, 0 for encoders
+    tokens        how many ids there are, for encoders; where it is left out, 1000 are thought to be
     run(inputs)   dict of arrays by name (`input_ids` (B, L) int64 ...) -> logits (B, L, V) of a decoder, else the
                   first output of the model, float32
     greedy(ids, n)      n next tokens by argmax with the cache, end tokens not heeded      (decoders)
     step(ids, fresh)    logits (V,) after feeding `ids`; fresh: with an empty cache        (decoders; for timing)
     tokenize(text)      ids by the runtime's own tokenizer, no special tokens added; None where it has none
-    chat(messages)      ids of the prompt its server would build; None where it has no template
+    chat(messages)      ids of the prompt its server would build; None where the export has no template (a fault if
+                        the artifact has one); left out where the runtime never builds one
     write(inputs, n)    ids that it writes for what it reads                               (encoder-decoders)
     normalised          True where `run` gives log-probabilities for want of logits
     timed(ids, n)       seconds of prefill, and of each of n decode steps, where `step` cannot show them

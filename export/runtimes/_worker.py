@@ -110,16 +110,17 @@ class Server:
         return None if any(ids is None for ids in found) else [list(map(int, ids)) for ids in found]
 
     def chat(self, messages: list[dict[str, str]]) -> list[int] | None:
-        """Ids of the prompt that the runtime builds from messages."""
-        ids = self._open().chat(messages)
-        return None if ids is None else [int(token) for token in ids]
+        """Ids of the prompt that it builds from messages: none without a template; None where it never builds one."""
+        if not hasattr(self._open(), "chat"):
+            return None
+        return [int(token) for token in self._open().chat(messages) or []]
 
     def latency(self, prompt: int, decode: int, repeats: int, warmup: int) -> dict[str, Any]:
         """Seconds of prefill and of decode steps, as compress.measure.subject times them."""
         import numpy as np
 
         session, threads = self._open(), self.settings_given["threads"]
-        most = session.vocabulary or 1000
+        most = getattr(session, "tokens", 0) or session.vocabulary or 1000
         ids = np.random.default_rng(0).integers(0, most, prompt)
         prefill, steps = [], []
         for turn in range(warmup + repeats):

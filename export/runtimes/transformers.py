@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,10 +32,13 @@ class Session:
         self.model = opener.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **more).eval()
         self.torch = torch
         self.kind = _kind(self.model)
-        self.vocabulary = int(config.get_text_config().vocab_size) if self.kind == "decoder" else 0
+        self.tokens = int(getattr(config.get_text_config(), "vocab_size", 0))
+        self.vocabulary = self.tokens if self.kind == "decoder" else 0
         self._auto, self._folder, self._trusted = transformers.AutoTokenizer, folder, trusted
         self._tokenizer: Any = None
         self._cache: Any = None
+        taken = inspect.signature(self.model.forward).parameters
+        self._past = "cache" if "cache" in taken else "past_key_values"  # its name since 5.24, and before
 
     def run(self, inputs: Mapping[str, Any]) -> Any:
         """Logits where the model has them, else its first output, float32."""
@@ -53,9 +57,9 @@ class Session:
     def step(self, ids: list[int], fresh: bool) -> Any:
         """Logits (V,) after feeding ids."""
         with self.torch.inference_mode():
-            given = self.torch.tensor([ids])
-            output = self.model(input_ids=given, past_key_values=None if fresh else self._cache, use_cache=True)
-        self._cache = output.past_key_values
+            past = {} if fresh else {self._past: self._cache}
+            output = self.model(input_ids=self.torch.tensor([ids]), use_cache=True, **past)
+        self._cache = output[self._past]
         return output.logits[0, -1].float().numpy()
 
     def write(self, inputs: Mapping[str, Any], n: int) -> list[list[int]]:
