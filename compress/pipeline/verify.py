@@ -120,12 +120,12 @@ def verify(where: Path, source: Source, settings: VerifySettings, hooks: Hooks) 
         hooks.report("reference", 1, 1)
         for number, name in enumerate(chosen):
             hooks.report(f"running {name}", number, len(chosen))
-            found, figures = _judged(where, name, told["format"], expected, settings)
+            found, figures = _judged(where, name, arithmetic_of(name, told), expected, settings)
             lines += found
             measurements += figures
             if expected.asked is not None and environments.runtime(name).server is not None:
                 hooks.report(f"serving with {name}", number, len(chosen))
-                lines += _served(where, name, told["format"], expected, settings)
+                lines += _served(where, name, arithmetic_of(name, told), expected, settings)
         hooks.report("running", len(chosen), len(chosen))
     result = Verified(lines, measurements, missing)
     write_json(where / folder.VERIFY, _saved(told, result))
@@ -241,7 +241,7 @@ def _expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], set
     texts = texts_of(tokenizer, sequences)
     reference = Reference(source, told["packed"], load("format", told["format"]).acts)
     exact = [reference.run(given) for given in inputs]
-    kinds = {environments.runtime(name).formats[told["format"]] for name in runtimes}
+    kinds = {arithmetic_of(name, told) for name in runtimes}
     rounded = {kind: [reference.run(given, kind) for given in inputs] for kind in kinds if _rounds(kind)}
     prompt = sequences[0][:PROMPT].tolist()
     written, chosen = reference.greedy(prompt, judge.GREEDY) if decoder else ([], torch.empty(0))
@@ -267,6 +267,12 @@ def _asked(source: Source, reference: Reference, tokenizer: Any, chat: list[int]
     return Asked("" if chat is not None else PLAIN, tokens, written[:stop], logits[:stop], decode)
 
 
+def arithmetic_of(runtime: str, told: Mapping[str, Any]) -> Arithmetic:
+    """How a runtime computes this export; what the file itself decides is among its facts."""
+    kind = environments.runtime(runtime).formats[told["format"]]
+    return replace(kind, **told["facts"].get("arithmetic", {}))
+
+
 def _rounds(kind: Arithmetic) -> bool:
     return kind.dtype != "float32" or bool(kind.coded or kind.dense)
 
@@ -280,9 +286,8 @@ def _padded(sequences: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def _judged(
-    where: Path, name: str, written_as: str, expected: Expected, settings: VerifySettings
+    where: Path, name: str, arithmetic: Arithmetic, expected: Expected, settings: VerifySettings
 ) -> tuple[list[Line], list[Measurement]]:
-    arithmetic = environments.runtime(name).formats[written_as]
     with RuntimeProcess.open(name, where, settings.threads) as process:
         if process.normalised and expected.decoder:
             expected = expected.normalised()
@@ -296,9 +301,9 @@ def _judged(
     return lines, _figures(f"{where} in {name}", where, lines, timed, memory)
 
 
-def _served(where: Path, name: str, written_as: str, expected: Expected, settings: VerifySettings) -> list[Line]:
+def _served(where: Path, name: str, arithmetic: Arithmetic, expected: Expected, settings: VerifySettings) -> list[Line]:
     """The runtime's server, asked by a client."""
-    asked, arithmetic = expected.asked, environments.runtime(name).formats[written_as]
+    asked = expected.asked
     assert asked is not None
     allowed = judge.bounds(expected.exact, expected.rounded.get(arithmetic), arithmetic)
     with Server.of(name, where, settings.port, settings.threads) as server:

@@ -32,7 +32,8 @@ class Arithmetic:
     """How a runtime computes, as far as it differs from float32 sums of the weights that the file stands for.
 
     dtype: of everything. coded: how the inputs of layers with codes are rounded: `int8-32` (symmetric int8, blocks of
-    32 inputs, float16 scales), `int8-group` (the same by the weight's own groups, float32 scales); empty: not at all.
+    32 inputs, float16 scales), `int8-group` (the same by the weight's own groups, float32 scales), `int8-outliers` (by
+    token, but for columns of values above 6); empty: not at all.
     dense: the dtype that inputs of layers without codes are rounded to; empty: not at all. why: a sentence.
     """
 

@@ -10,10 +10,6 @@ import numpy as np
 
 from export.runtimes._kind import Arithmetic, Runtime
 
-INT8 = Arithmetic(
-    coded="int8-group", why="bitsandbytes rounds the inputs of int8 layers to int8, each token's by itself"
-)
-
 
 class Session:
     """One opened folder."""
@@ -30,6 +26,9 @@ class Session:
         opener = _opener(config)
         more = {"trust_remote_code": True} if trusted else {}
         self.model = opener.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **more).eval()
+        for parameter in self.model.parameters():  # with bitsandbytes, `weight` of norms keeps the dtype of the file
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.float()
         self.torch = torch
         self.kind = _kind(self.model)
         self.tokens = int(getattr(config.get_text_config(), "vocab_size", 0))
@@ -118,6 +117,6 @@ def _open(folder: str, settings: Mapping[str, Any]) -> Session:
 
 RUNTIME = Runtime(
     open=_open,
-    formats={"compressed-tensors": Arithmetic(), "bitsandbytes": INT8, "gptq": Arithmetic()},
+    formats={"compressed-tensors": Arithmetic(), "bitsandbytes": Arithmetic(), "gptq": Arithmetic()},
     distribution="transformers",
 )
