@@ -40,7 +40,8 @@ def write(
             aside.mkdir(parents=True)
         for companion in source.companions():
             atomic_write(aside / companion, read_pieces(source.folder / companion))
-        written = fill(aside)
+        with storage_errors(folder):
+            written = fill(aside)
         atomic_write(aside / "README.md", ["\n".join(_readme(source, name, form, aside, written)).encode() + b"\n"])
         write_json(aside / EXPORT, _card(source, name, folder, aside, written))
         shutil.rmtree(folder, ignore_errors=True)

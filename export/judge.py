@@ -20,7 +20,7 @@ from export.runtimes._kind import Arithmetic
 
 FLOAT = 2e-4  # of the largest logit: float32 sums of a few thousand terms in another order, through all blocks
 FLOAT_KL = 1e-6  # nats a token
-MARGIN = 3.0
+MARGIN = 2.0
 GREEDY = 32
 NEXT = 10  # tokens of each position that a right runtime may confuse with the best
 LIKELY = 200  # tokens that a server is thought to choose from where it parts from the reference

@@ -120,12 +120,12 @@ def verify(where: Path, source: Source, settings: VerifySettings, hooks: Hooks) 
         hooks.report("reference", 1, 1)
         for number, name in enumerate(chosen):
             hooks.report(f"running {name}", number, len(chosen))
-            found, figures = _judged(where, name, arithmetic_of(name, told), expected, settings)
+            found, figures = _judged(where, name, told, expected, settings)
             lines += found
             measurements += figures
             if expected.asked is not None and environments.runtime(name).server is not None:
                 hooks.report(f"serving with {name}", number, len(chosen))
-                lines += _served(where, name, arithmetic_of(name, told), expected, settings)
+                lines += _served(where, name, told, expected, settings)
         hooks.report("running", len(chosen), len(chosen))
     result = Verified(lines, measurements, missing)
     write_json(where / folder.VERIFY, _saved(told, result))
@@ -230,7 +230,7 @@ def _static(where: Path, told: dict[str, Any], source: Source, form: ExportForma
 def _expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], settings: VerifySettings) -> Expected:
     """Run the reference: the whole model in memory, for as long as this takes."""
     device.set_threads(settings.threads)
-    limit = longest_sequence(source.checkpoint.config)
+    limit = min(longest_sequence(source.checkpoint.config), told["facts"].get("longest", 1 << 20))
     sequences = read_probe(source.folder, limit)
     decoder = kind_of(source.model) == "causal"
     inputs = [{"input_ids": ids[None]} for ids in sequences]
@@ -286,8 +286,9 @@ def _padded(sequences: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def _judged(
-    where: Path, name: str, arithmetic: Arithmetic, expected: Expected, settings: VerifySettings
+    where: Path, name: str, told: dict[str, Any], expected: Expected, settings: VerifySettings
 ) -> tuple[list[Line], list[Measurement]]:
+    arithmetic = arithmetic_of(name, told)
     with RuntimeProcess.open(name, where, settings.threads) as process:
         if process.normalised and expected.decoder:
             expected = expected.normalised()
@@ -301,20 +302,20 @@ def _judged(
     return lines, _figures(f"{where} in {name}", where, lines, timed, memory)
 
 
-def _served(where: Path, name: str, arithmetic: Arithmetic, expected: Expected, settings: VerifySettings) -> list[Line]:
+def _served(where: Path, name: str, told: dict[str, Any], expected: Expected, settings: VerifySettings) -> list[Line]:
     """The runtime's server, asked by a client."""
-    asked = expected.asked
+    asked, arithmetic = expected.asked, arithmetic_of(name, told)
     assert asked is not None
     allowed = judge.bounds(expected.exact, expected.rounded.get(arithmetic), arithmetic)
     with Server.of(name, where, settings.port, settings.threads) as server:
         answer = server.complete(asked.prompt, judge.GREEDY) if asked.prompt else server.chat(CHAT, judge.GREEDY)
         line = judge.served(answer.text, asked.answer, asked.logits, asked.decode, allowed)
-        told = {"runtime": f"{name} server", "client": answer.client}
-        lines = [{**line, **told, "text": answer.text, "seconds_to_ready": round(server.seconds, 1)}]
+        who = {"runtime": f"{name} server", "client": answer.client}
+        lines = [{**line, **who, "text": answer.text, "seconds_to_ready": round(server.seconds, 1)}]
     if answer.prompt_tokens is not None:
         equal = answer.prompt_tokens == len(asked.tokens)
         said = f"the server made {answer.prompt_tokens} tokens of the question, the reference {len(asked.tokens)}"
-        lines.append({"check": "served question", **told, "passed": equal, **({} if equal else {"said": said})})
+        lines.append({"check": "served question", **who, "passed": equal, **({} if equal else {"said": said})})
     return lines
 
 

@@ -23,6 +23,8 @@ from typing import IO, Any
 
 def main() -> int:
     """`_worker.py RUNTIME`: serve requests until stdin ends. Always 0: failures are replies."""
+    here = Path(__file__).resolve().parent  # its files are called like the packages they import
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -39,8 +41,6 @@ class Server:
     """Verbs of one process; at most one export is open."""
 
     def __init__(self, name: str) -> None:
-        here = Path(__file__).resolve().parent  # first on the path of a script: our vllm.py would be everybody's vllm
-        sys.path[:] = [path for path in sys.path if not path or Path(path).resolve() != here]
         package = types.ModuleType("export")
         package.__path__ = [str(Path(__file__).resolve().parents[1])]
         sys.modules.setdefault("export", package)

@@ -1,0 +1,174 @@
+"""Which of llama.cpp's architectures a model is, and its hyperparameters under llama.cpp's names.
+
+The table architectures.json is by transformers' model_type. interleaved_rope: llama.cpp rotates neighbouring rows of q
+and k, so the rows of each head are put in that order. norm_shift: what norms add to their weight. windows: layers of
+the config's `layer_types` see a window only. Source: llama.cpp, conversion/*.py and src/models/*.cpp.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.core.errors import RecipeError
+
+TABLE = Path(__file__).with_name("architectures.json")
+POOLING = {"mean": "MEAN", "cls": "CLS", "lasttoken": "LAST"}
+ROPE_KINDS = ("default", "linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A row of the table."""
+
+    arch: str
+    interleaved_rope: bool = False
+    norm_shift: float = 0.0
+    windows: bool = False
+    embedder: bool = False
+    strip: str = ""
+    skip: tuple[str, ...] = ()
+
+
+def architecture_of(config: Any) -> Architecture:
+    """The architecture of a transformers config. Raises RecipeError for one that is not in the table."""
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    if config.model_type not in table:
+        raise RecipeError(f"model type {config.model_type!r} has no GGUF layout here; there is {', '.join(table)}")
+    row = table[config.model_type]
+    return Architecture(**{**row, "skip": tuple(row.get("skip", ()))})
+
+
+def refuses(config: Any, model_class: str) -> str | None:
+    """What of a model llama.cpp computes otherwise, in a sentence; None when nothing is known."""
+    try:
+        found = architecture_of(config)
+    except RecipeError as error:
+        return str(error)
+    served = (
+        model_class.endswith(("ForCausalLM", "LMHeadModel")) if not found.embedder else model_class.endswith("Model")
+    )
+    if not served and not (found.embedder and model_class.endswith("ForMaskedLM")):
+        return f"llama.cpp serves text and embeddings, not {model_class}; use onnx"
+    if (kind := rope(config).get("rope_type", "default")) not in ROPE_KINDS:
+        return f"rope scaling {kind!r} is not written here; {', '.join(ROPE_KINDS)} are"
+    scalar, width = getattr(config, "query_pre_attn_scalar", None), head_size(config)
+    if found.arch == "gemma3" and scalar is not None and scalar != width:
+        return f"query_pre_attn_scalar {scalar} is not the size of a head ({width}), which llama.cpp divides by"
+    if found.embedder and getattr(config, "hidden_act", "gelu") not in ("gelu", "gelu_new"):
+        return f"activation {config.hidden_act} is not what llama.cpp's bert has (gelu)"
+    return None
+
+
+def same_up_to(config: Any) -> int | None:
+    """Tokens up to which llama.cpp's model is transformers'; None for all the model takes."""
+    window = getattr(config, "sliding_window", None)
+    if architecture_of(config).windows or not window or not getattr(config, "use_sliding_window", True):
+        return None
+    return int(window) if window < getattr(config, "max_position_embeddings", 0) else None
+
+
+def rope(config: Any) -> dict[str, Any]:
+    """The rope parameters of layers that see everything; empty for models without."""
+    found = getattr(config, "rope_parameters", None) or {}
+    whole: dict[str, Any] = found.get("full_attention", found)
+    return whole
+
+
+def head_size(config: Any) -> int:
+    """Values a head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def write_parameters(writer: Any, config: Any, folder: Path) -> None:
+    """Hyperparameters into a GGUFWriter, and the pooling of an embedder."""
+    found = architecture_of(config)
+    width = config.hidden_size
+    writer.add_context_length(int(getattr(config, "max_position_embeddings", 0) or config.n_positions))
+    writer.add_embedding_length(width)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(int(getattr(config, "intermediate_size", None) or config.n_inner or 4 * width))
+    writer.add_head_count(config.num_attention_heads)
+    if (shared := getattr(config, "num_key_value_heads", None)) is not None:
+        writer.add_head_count_kv(shared)
+    if getattr(config, "head_dim", None) is not None:
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+    writer.add_vocab_size(config.vocab_size)
+    if (eps := getattr(config, "rms_norm_eps", None)) is not None:
+        writer.add_layer_norm_rms_eps(eps)
+    else:
+        writer.add_layer_norm_eps(float(getattr(config, "layer_norm_eps", None) or config.layer_norm_epsilon))
+    _write_rope(writer, config, found)
+    if found.windows and getattr(config, "sliding_window", None):
+        writer.add_sliding_window(config.sliding_window)
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        writer.add_final_logit_softcapping(cap)
+    if found.embedder:
+        _write_embedder(writer, config, folder)
+
+
+def _write_rope(writer: Any, config: Any, found: Architecture) -> None:
+    told = rope(config)
+    if not told:
+        return
+    writer.add_rope_freq_base(float(told["rope_theta"]))
+    if found.windows and (local := config.rope_parameters.get("sliding_attention")):
+        writer.add_rope_freq_base_swa(float(local["rope_theta"]))
+    if found.interleaved_rope:
+        writer.add_rope_dimension_count(head_size(config))
+    import gguf
+
+    kind = told.get("rope_type", "default")
+    if kind == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(told["factor"]))
+    elif kind == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(float(told["factor"]))
+        writer.add_rope_scaling_orig_ctx_len(int(told["original_max_position_embeddings"]))
+
+
+def _write_embedder(writer: Any, config: Any, folder: Path) -> None:
+    import gguf
+
+    writer.add_causal_attention(False)
+    writer.add_token_type_count(int(getattr(config, "type_vocab_size", 1)))
+    modules = folder / "modules.json"
+    listed = json.loads(modules.read_text(encoding="utf-8")) if modules.is_file() else []
+    path = next((module["path"] for module in listed if module["type"].endswith("Pooling")), None)
+    if path is None:
+        return
+    told = json.loads((folder / path / "config.json").read_text(encoding="utf-8"))
+    mode = told.get("pooling_mode") or next((m for m in POOLING if told.get(f"pooling_mode_{m}")), None)
+    mode = mode or (
+        "mean" if told.get("pooling_mode_mean_tokens") else "cls" if told.get("pooling_mode_cls_token") else ""
+    )
+    if mode not in POOLING:
+        raise RecipeError(f"pooling {mode or told} is not in llama.cpp; mean, cls and lasttoken are")
+    writer.add_pooling_type(getattr(gguf.PoolingType, POOLING[mode]))
+
+
+def rope_factors(config: Any) -> Tensor | None:
+    """What llama 3's rope divides its frequencies by, (head size / 2,) float32; None for other kinds.
+
+    Source: llama.cpp, conversion/llama.py, generate_extra_tensors; Llama 3.1's apply_scaling.
+    """
+    told = rope(config)
+    if told.get("rope_type") != "llama3":
+        return None
+    size, factor = head_size(config), float(told["factor"])
+    low, high = float(told["low_freq_factor"]), float(told["high_freq_factor"])
+    longest = float(told["original_max_position_embeddings"])
+    waves = 2 * math.pi * float(told["rope_theta"]) ** (torch.arange(0, size, 2, dtype=torch.float64) / size)
+    smooth = (longest / waves - low) / (high - low)
+    between = 1 / ((1 - smooth) / factor + smooth)
+    factors = torch.where(waves < longest / high, 1.0, torch.where(waves > longest / low, factor, between))
+    return factors.float()

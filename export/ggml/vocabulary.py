@@ -1,0 +1,161 @@
+"""tokenizer.json as GGUF has it: tokens, kinds, merges or scores, and the name of how text is cut into words.
+
+llama.cpp does not read regular expressions from the file, it knows some by name (`tokenizer.ggml.pre`). The table
+vocabulary.json says which name stands for which cutting; one that is not there is refused, not guessed, since a wrong
+one makes a model worse without a word. What the name does is checked afterwards, in the runtime, on texts.
+Source: llama.cpp, src/llama-vocab.cpp (llm_tokenizer_bpe), conversion/base.py (get_vocab_base).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.core.errors import RecipeError
+
+TABLE = Path(__file__).with_name("vocabulary.json")
+BLANK = "\u2581"
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """kind: tokenizer.ggml.model. words: tokenizer.ggml.pre. tokens, types: one a row of the embedding.
+
+    scores: of sentencepiece kinds. space_first: whether texts get a blank before them, None where that is not said.
+    """
+
+    kind: str
+    words: str
+    tokens: list[str]
+    types: list[int]
+    scores: list[float] | None
+    space_first: bool | None
+
+
+def vocabulary(folder: Path, rows: int, words: str = "") -> Vocabulary:
+    """The vocabulary of a model folder. rows: of its embedding. words: a name to use whatever the table says.
+
+    Raises RecipeError for tokenizers that llama.cpp has no counterpart of.
+    """
+    told = _told(folder)
+    model = told["model"]
+    tokens, types = _tokens(told, rows)
+    if model["type"] == "WordPiece":
+        marked = [_phantom(text, kind) for text, kind in zip(tokens, types, strict=True)]
+        return Vocabulary("bert", words or "bert-bge", marked, types, None, None)
+    if model["type"] != "BPE":
+        raise RecipeError(f"a {model['type']} tokenizer is not written to GGUF here; BPE and WordPiece are")
+    if _parts(told.get("decoder"), "ByteFallback") or model.get("byte_fallback"):
+        return _pieces(told, tokens, types)
+    return Vocabulary("gpt2", words or _words(told), tokens, types, None, None)
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    """tokenizer.json as transformers makes it of the folder: for some model types it cuts text otherwise than the file
+    says."""
+    from transformers import AutoTokenizer
+
+    try:
+        backend = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+    except (OSError, ValueError, AttributeError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise RecipeError(f"{folder} has no fast tokenizer ({said}); save one with save_pretrained first") from None
+    told: dict[str, Any] = json.loads(backend.to_str())
+    return told
+
+
+def _tokens(told: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
+    tokens, types = [f"[PAD{n}]" for n in range(rows)], [UNUSED] * rows
+    for text, number in told["model"]["vocab"].items():
+        tokens[number], types[number] = text, NORMAL
+    for added in told.get("added_tokens", []):
+        number = added["id"]
+        if number >= rows:
+            continue
+        tokens[number], types[number] = added["content"], CONTROL if added["special"] else USER_DEFINED
+    return tokens, types
+
+
+def _phantom(text: str, kind: int) -> str:
+    """WordPiece as llama.cpp has it: beginnings of words are marked, not their rest."""
+    if kind in (CONTROL, UNUSED):
+        return text
+    return text[2:] if text.startswith("##") else BLANK + text
+
+
+def _pieces(told: dict[str, Any], tokens: list[str], types: list[int]) -> Vocabulary:
+    """BPE over blanks and raw bytes, as sentencepiece made it: a merge's rank is what its score was."""
+    model = told["model"]
+    scores = [0.0] * len(tokens)
+    number_of = model["vocab"]
+    for rank, merge in enumerate(model["merges"]):
+        made = "".join(merge.split(" ", 1) if isinstance(merge, str) else merge)
+        if made in number_of and not scores[number_of[made]]:
+            scores[number_of[made]] = -1.0 - rank
+    unknown = model.get("unk_token")
+    for number, text in enumerate(tokens):
+        if text == unknown:
+            types[number] = UNKNOWN
+        elif types[number] == NORMAL and len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+            types[number] = BYTE
+    first = bool(_parts(told.get("normalizer"), "Prepend")) or _metaspace_first(told.get("pre_tokenizer"))
+    return Vocabulary("llama", "default", tokens, types, scores, first)
+
+
+def _metaspace_first(told: dict[str, Any] | None) -> bool:
+    return any(part.get("prepend_scheme", "never") != "never" for part in _parts(told, "Metaspace"))
+
+
+def _parts(told: dict[str, Any] | None, kind: str) -> list[dict[str, Any]]:
+    """The parts of a pipeline of tokenizers that are of one kind."""
+    if not told:
+        return []
+    lists = (told.get(name) for name in ("pretokenizers", "normalizers", "decoders"))
+    inside: Sequence[dict[str, Any]] = next(filter(None, lists), [told])
+    return [part for part in inside if part["type"] == kind]
+
+
+def _words(told: dict[str, Any]) -> str:
+    """The name under which llama.cpp knows the cutting of `told`. Raises RecipeError when it has none."""
+    cut = told.get("pre_tokenizer") or {}
+    steps: list[str] = []
+    for part in cut.get("pretokenizers") or [cut]:
+        kind = part.get("type")
+        if kind == "Split":
+            steps.append(str(part["pattern"].get("Regex") or part["pattern"].get("String")))
+        elif kind == "Digits" and part.get("individual_digits"):
+            steps.append("digit")
+        elif kind == "ByteLevel" and not part.get("add_prefix_space"):
+            steps += ["gpt2"] if part.get("use_regex", True) else []
+        else:
+            steps.append(f"{kind} {json.dumps(part)}")
+    if told.get("normalizer") and not _parts(told["normalizer"], "NFC"):
+        steps.append(f"normalizer {told['normalizer']['type']}")
+    known = json.loads(TABLE.read_text(encoding="utf-8"))["words"]
+    for name, pattern in known.items():
+        if steps == pattern:
+            return str(name)
+    raise RecipeError(
+        f"no name of llama.cpp is known here for how this tokenizer cuts text ({'; '.join(steps)[:160]}); if it has "
+        "one, give it with --option words=NAME"
+    )
+
+
+def write_vocabulary(writer: Any, found: Vocabulary, folder: Path) -> None:
+    """The vocabulary, special tokens and chat template into a GGUFWriter."""
+    import gguf
+
+    writer.add_tokenizer_model(found.kind)
+    writer.add_tokenizer_pre(found.words)
+    writer.add_token_list(found.tokens)
+    if found.scores is not None:
+        writer.add_token_scores(found.scores)
+    writer.add_token_types(found.types)
+    special = gguf.SpecialVocab(folder, load_merges=found.kind == "gpt2", n_vocab=len(found.tokens))
+    special.add_to_gguf(writer, quiet=True)
+    if found.space_first is not None:
+        writer.add_add_space_prefix(found.space_first)
