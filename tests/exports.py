@@ -66,7 +66,7 @@ def written(out: Path, form: str, runtime: str = "", **options: str) -> tuple[Pa
     verify = VerifySettings((runtime,) if runtime else (), threads=1)
     settings = ExportSettings((form,), options, None, bool(runtime), True, verify)
     record, failures = export(out, settings, Hooks())
-    assert failures == []
+    assert [str(failure) for failure in failures] == []
     return out / "exports" / form, record
 
 

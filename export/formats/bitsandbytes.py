@@ -1,18 +1,22 @@
-"""bitsandbytes: a checkpoint that transformers opens with bitsandbytes, LLM.int8.
+"""bitsandbytes: a checkpoint that transformers opens with bitsandbytes, LLM.int8 or NF4.
 
-Per packed linear (O, I): `weight` int8 (O, I), `SCB` float32 (O,), the largest magnitude that a row can hold, and
+Int8, per packed linear (O, I): `weight` int8 (O, I), `SCB` float32 (O,), the largest magnitude that a row can hold, and
 `weight_format` uint8 (), 0 for row-major. w = weight * SCB / 127, so that SCB = 127 * scale: exact, scales have 8
 significant bits. A transposed Conv1D is stored (O, I) like any other (transformers, quantizer_bnb_8bit.py).
 
 While the model runs, bitsandbytes rounds the inputs of these layers to int8 too, each token's by itself, but for the
 columns in which some token is at least `llm_int8_threshold` (backends/default/ops.py, int8_vectorwise_quant, 0.50.2).
+
+NF4: `weight` uint8 (O * I / 2, 1), the codes of two neighbours in a byte, the first one high; `weight.absmax` float32
+(O * I / 64,), our scales; `weight.quant_map` the 16 levels; `weight.quant_state.bitsandbytes__nf4` JSON as bytes
+(functional.py, QuantState.as_dict). Scales are not quantized again.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,20 +29,22 @@ from compress.core.checkpoint import disk_parts, read_index
 from compress.core.errors import MissingExtraError
 from compress.core.files import write_json
 from compress.core.numerics.affine import dequantize, symmetric_zero
-from compress.core.safetensors_file import Pending, from_entry, pending, read_tensor
-from compress.core.types import FormatCaps, QTensor
+from compress.core.numerics.codebook import TABLES
+from compress.core.safetensors_file import Pending, TensorEntry, from_entry, pending, read_tensor
+from compress.core.types import FormatCaps, QTensor, Scheme
 from export.kinds import ExportFormat, Report, Written
 from export.shards import write_sharded
 from export.source import Coded, Source
 
 CAPS = FormatCaps(
-    bits=(8,),
-    auto_groups=(),
+    bits=(4, 8),
+    auto_groups=(64,),
     symmetric_only=frozenset({"linear", "conv1d"}),
     containers=frozenset({"linear", "conv1d"}),
-    notes=("LLM.int8: whole symmetric rows of 8 bits",),
+    notes=("LLM.int8: whole symmetric rows of 8 bits; NF4: groups of 64 that never cross rows",),
 )
-SCHEME, TOP = "int8-row-sym", 127.0
+SCHEME, TOP, NF4 = "int8-row-sym", 127.0, Scheme.parse("nf4")
+DTYPES = ("float32", "bfloat16", "float16")
 THRESHOLD = 6.0
 """What transformers and bitsandbytes take by themselves; `Arithmetic.coded` of `int8-outliers` means this one."""
 INT8 = {
@@ -47,9 +53,21 @@ INT8 = {
 }
 
 
+FOUR = {"dtype": "bfloat16", "why": "bitsandbytes multiplies NF4 in bfloat16 on CPUs that have AVX512-BF16"}
+"""Whatever compute_dtype says (backends/cpu/ops.py, gemv_4bit, 0.50.2); elsewhere it differs by nothing from ours."""
+STATE = "quant_state.bitsandbytes__nf4"
+EIGHT = {
+    "llm_int8_threshold": THRESHOLD,
+    "llm_int8_has_fp16_weight": False,
+    "llm_int8_enable_fp32_cpu_offload": False,
+}
+
+
 @dataclass(frozen=True)
 class Options:
-    """There is nothing to set."""
+    """Settings of the format."""
+
+    compute_dtype: str = "float32"  # that NF4 layers multiply in: float32, bfloat16 or float16
 
 
 def _held(source: Source) -> dict[str, Coded]:
@@ -57,25 +75,32 @@ def _held(source: Source) -> dict[str, Coded]:
     return {name: c for name, c in source.coded.items() if c.layer.container in CAPS.containers}
 
 
-def _refuses(source: Source, options: Any) -> str | None:
-    del options
+def _refuses(source: Source, options: Options) -> str | None:
+    if options.compute_dtype not in DTYPES:
+        return f"compute_dtype={options.compute_dtype} is unknown; use one of {', '.join(DTYPES)}"
     experts = [name for name, coded in source.coded.items() if coded.layer.container.startswith("experts")]
     if experts:
         return f"bitsandbytes does not open fused experts such as {experts[0]}; export compressed-tensors"
     held = _held(source)
-    other = sorted({coded.scheme.name for coded in held.values()} - {SCHEME})
-    if other or not held:
-        said = f"cannot hold {', '.join(other)}" if other else "has no codes to hold"
-        return f"it {said}; it holds {SCHEME} (compress quantize --bits 8 --group-size -1)"
+    names = {coded.scheme.name for coded in held.values()}
+    if names not in ({SCHEME}, {NF4.name}):
+        said = f"cannot hold {', '.join(sorted(names))}" if names else "has no codes to hold"
+        ways = f"{SCHEME} (compress quantize --bits 8 --group-size -1) or {NF4.name} (--scheme nf4), one for all layers"
+        return f"it {said}; it holds {ways}"
+    ragged = [n for n, c in held.items() if names == {NF4.name} and c.layer.shape[1] % NF4.group_size]
+    if ragged:
+        return (
+            f"its blocks of {NF4.group_size} do not divide the {held[ragged[0]].layer.shape[1]} inputs of {ragged[0]}"
+        )
     static = [name for name, coded in held.items() if coded.activation is not None and not coded.activation.dynamic]
     if static:
         return f"it rounds inputs by itself, and those of {static[0]} have static grids (use --activations dynamic)"
     return None
 
 
-def _write(source: Source, folder: Path, options: Any, report: Report) -> Written:
-    del options
+def _write(source: Source, folder: Path, options: Options, report: Report) -> Written:
     held = _held(source)
+    four = all(coded.scheme.kind == "codebook" for coded in held.values())
     tensors, bases = _tensors(source, held)
     total = len(tensors)
 
@@ -90,17 +115,24 @@ def _write(source: Source, folder: Path, options: Any, report: Report) -> Writte
     config = {key: value for key, value in source.config.items() if key != "quantization_config"}
     config["quantization_config"] = {
         "quant_method": "bitsandbytes",
-        "load_in_8bit": True,
-        "load_in_4bit": False,
-        "llm_int8_threshold": THRESHOLD,
+        "load_in_8bit": not four,
+        "load_in_4bit": four,
         "llm_int8_skip_modules": _dense(source, held),
-        "llm_int8_has_fp16_weight": False,
-        "llm_int8_enable_fp32_cpu_offload": False,
+        **(_four(options) if four else EIGHT),
     }
     write_json(folder / "config.json", config)
-    notes = ["bitsandbytes rounds the inputs of these layers to int8 while the model runs, outliers left out"]
+    notes = [] if four else ["bitsandbytes rounds the inputs of these layers to int8, columns of outliers left out"]
     notes += [f"{name} is stored as float32: bitsandbytes holds linear layers only" for name in _decoded(source, held)]
-    return Written(tuple(held), {"layers": len(bases), "arithmetic": INT8}, tuple(notes))
+    return Written(tuple(held), {"layers": len(bases), "arithmetic": FOUR if four else INT8}, tuple(notes))
+
+
+def _four(options: Options) -> dict[str, Any]:
+    return {
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": False,
+        "bnb_4bit_compute_dtype": options.compute_dtype,
+        "bnb_4bit_quant_storage": "uint8",
+    }
 
 
 def _tensors(source: Source, held: dict[str, Coded]) -> tuple[dict[str, Pending], list[str]]:
@@ -111,7 +143,8 @@ def _tensors(source: Source, held: dict[str, Coded]) -> tuple[dict[str, Pending]
         for key, first, last in disk_parts(coded.layer, source.checkpoint.sources[coded.layer.param]) or []:
             base = key.removesuffix(".weight")
             bases.append(base)
-            found |= _layer(base, (last - first, coded.layer.shape[1]), _rows(source, name, first, last))
+            make = _layer if coded.scheme.kind == "int" else _layer4
+            found |= make(base, (last - first, coded.layer.shape[1]), _rows(source, name, first, last))
     for key, entry in source.checkpoint.entries.items():
         base = key.removesuffix(".weight")
         if base in bases and base != key:
@@ -147,6 +180,21 @@ def _layer(base: str, shape: tuple[int, int], rows: Callable[[], QTensor]) -> di
     }
 
 
+def _layer4(base: str, shape: tuple[int, int], rows: Callable[[], QTensor]) -> dict[str, Pending]:
+    def weight() -> Tensor:
+        pairs = rows().codes.reshape(-1, 2)
+        return (pairs[:, :1] << 4) | pairs[:, 1:]
+
+    count = shape[0] * shape[1]
+    state = {"quant_type": "nf4", "blocksize": NF4.group_size, "dtype": "float32", "shape": list(shape)}
+    return {
+        f"{base}.weight": Pending(torch.uint8, (count // 2, 1), weight),
+        f"{base}.weight.absmax": Pending(torch.float32, (count // NF4.group_size,), lambda: rows().scale.flatten()),
+        f"{base}.weight.quant_map": pending(TABLES["nf4"]),
+        f"{base}.weight.{STATE}": pending(torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)),
+    }
+
+
 def _decoded(source: Source, held: dict[str, Coded]) -> list[str]:
     """Layers with codes in the artifact's own files that bitsandbytes does not take."""
     return [name for name, coded in source.coded.items() if name not in held and not coded.beside]
@@ -164,19 +212,30 @@ def _read_back(folder: Path, source: Source) -> Iterator[tuple[str, Tensor]]:
     """Every packed layer as bitsandbytes' own function decodes it, its scale without that function's last rounding."""
     if device.package_version("bitsandbytes") is None:
         raise MissingExtraError("bitsandbytes", "bitsandbytes")
-    from bitsandbytes.functional import int8_vectorwise_dequant
-
     entries = read_index(folder)
     for name, coded in _held(source).items():
-        pieces = []
-        for key, _, _ in disk_parts(coded.layer, source.checkpoint.sources[coded.layer.param]) or []:
-            base = key.removesuffix(".weight")
-            codes, largest = read_tensor(entries[f"{base}.weight"]), read_tensor(entries[f"{base}.SCB"])
-            theirs = int8_vectorwise_dequant(codes, largest)  # times 1 / 127, itself rounded
-            ours = codes.float() * (largest / TOP).unsqueeze(1)
-            close = torch.allclose(theirs, ours, rtol=4 * torch.finfo(torch.float32).eps, atol=0)
-            pieces.append(ours if close else theirs)
-        yield name, torch.cat(pieces)
+        keys = [key for key, _, _ in disk_parts(coded.layer, source.checkpoint.sources[coded.layer.param]) or []]
+        read = _weight8 if coded.scheme.kind == "int" else _weight4
+        yield name, torch.cat([read(entries, key.removesuffix(".weight")) for key in keys])
+
+
+def _weight8(entries: Mapping[str, TensorEntry], base: str) -> Tensor:
+    from bitsandbytes.functional import int8_vectorwise_dequant
+
+    codes, largest = read_tensor(entries[f"{base}.weight"]), read_tensor(entries[f"{base}.SCB"])
+    theirs: Tensor = int8_vectorwise_dequant(codes, largest)  # times 1 / 127, itself rounded
+    ours = codes.float() * (largest / TOP).unsqueeze(1)
+    close = torch.allclose(theirs, ours, rtol=4 * torch.finfo(torch.float32).eps, atol=0)
+    return ours if close else theirs
+
+
+def _weight4(entries: Mapping[str, TensorEntry], base: str) -> Tensor:
+    from bitsandbytes.functional import QuantState, dequantize_4bit
+
+    parts = ("weight.absmax", "weight.quant_map", f"weight.{STATE}")
+    state = QuantState.from_dict({part: read_tensor(entries[f"{base}.{part}"]) for part in parts}, torch.device("cpu"))
+    decoded: Tensor = dequantize_4bit(read_tensor(entries[f"{base}.weight"]), state)
+    return decoded
 
 
 def _readme(folder: Path) -> list[str]:
@@ -194,7 +253,7 @@ def _readme(folder: Path) -> list[str]:
 
 
 EXPORT = ExportFormat(
-    summary="LLM.int8 weights, as transformers opens them with bitsandbytes",
+    summary="LLM.int8 or NF4 weights, as transformers opens them with bitsandbytes",
     caps=CAPS,
     runtimes=("transformers",),
     options=Options,

@@ -95,8 +95,9 @@ class Format:
         """Why `layer` cannot be packed with `scheme` in a model that uses (container, scheme); None when it can."""
         if scheme.kind == "dense":
             return None
-        if scheme.kind == "ggml":
-            return f"compressed-tensors has no {scheme.name}; compress export --to gguf packs it"
+        if scheme.kind != "int":
+            other = "gguf" if scheme.kind == "ggml" else "bitsandbytes"
+            return f"compressed-tensors has no {scheme.name}; compress export --to {other} packs it"
         if layer.container not in CAPS.containers:
             return f"compressed-tensors cannot pack a {layer.container} weight"
         if layer.container == "embedding" and Stored(scheme, None, "embedding").layout != INT:

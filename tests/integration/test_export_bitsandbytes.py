@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -47,11 +48,40 @@ def test_transformers_opens_it_and_agrees(tmp_path: Path, name: str) -> None:
     assert "bitsandbytes" in (where / "README.md").read_text()
 
 
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
+def test_nf4_agrees_in_transformers(tmp_path: Path, name: str) -> None:
+    done = run(name, save_tiny(name, tmp_path / name), tmp_path / "out", scheme="nf4")
+    where, record = written(done.out, "bitsandbytes", "transformers")
+    assert [line["check"] for line in record.verified if not line["passed"]] == []
+    told = json.loads((where / "export.json").read_text())
+    assert len(told["packed"]) == len([p for p in done.record.plan["layers"].values() if p["scheme"] == "nf4"]) > 0
+    config = json.loads((where / "config.json").read_text())
+    assert config["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("fault", ["code", "scale"])
+def test_nf4_faults_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    done = run("llama", save_tiny("llama", tmp_path / "llama"), tmp_path / "out", scheme="nf4", method="rtn")
+    where, _ = written(done.out, "bitsandbytes")
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        if fault == "code":  # the halves of a byte the other way round
+            packed = tensors[f"{LAYER}.weight"]
+            tensors[f"{LAYER}.weight"] = (packed << 4) | (packed >> 4)
+        else:
+            tensors[f"{LAYER}.weight.absmax"] = tensors[f"{LAYER}.weight.absmax"].flip(0)
+
+    edit_tensors(where, change)
+    assert wrong_lines(judged(where, done.out, "transformers")) == [CODES]
+    monkeypatch.setattr(stage, "_static", lambda *_: [{"check": "nothing", "runtime": "", "passed": True}])
+    assert "outputs: largest difference" in wrong_lines(judged(where, done.out, "transformers"))
+
+
 def test_other_schemes_are_refused_by_name(tmp_path: Path) -> None:
     done = run("llama", save_tiny("llama", tmp_path / "llama"), tmp_path / "out", method="rtn")
-    with pytest.raises(
-        RecipeError, match=r"cannot hold int4-g64-asym; it holds int8-row-sym .*--bits 8 --group-size -1"
-    ):
+    with pytest.raises(RecipeError, match=r"cannot hold int4-g64-asym; it holds int8-row-sym .*--scheme nf4"):
         written(done.out, "bitsandbytes")
     done = run(
         "mixtral", save_tiny("mixtral", tmp_path / "mixtral"), tmp_path / "moe", method="rtn", bits=8, group_size=-1
