@@ -12,11 +12,14 @@ EXAMPLES = _run.epilog(
     "compress bench ./my-model ./my-model-4bit",
     "compress bench ./my-model ./small ./smaller --data reviews.csv --html bench.html",
     "compress bench ./my-model-4bit --no-quality --repeats 10",
+    "compress bench ./my-model ./my-model-4bit/exports/gguf   # in llama.cpp; FOLDER@RUNTIME chooses another",
     "compress bench ./tuned ./tuned-8bit                       # a task model: its scores on its held-out rows",
 )
 
 
-SUBJECTS = typer.Argument(help="Models; the first is what the others are compared with.", show_default=False)
+SUBJECTS = typer.Argument(
+    help="Models, artifacts and exports; the first is what the others are compared with.", show_default=False
+)
 
 
 def register(app: typer.Typer) -> None:

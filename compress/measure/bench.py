@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from compress.core.errors import ModelError, UsageError
 from compress.core.types import Measurement
 from compress.measure.client import Worker
+from compress.measure.exported import exported
 from compress.measure.latency import measure_latency
 from compress.measure.lockstep import measure_quality, scorable
 from compress.measure.settings import BenchSettings, Progress
@@ -57,7 +59,8 @@ def _check_settings(settings: BenchSettings) -> None:
 def _describe(settings: BenchSettings, progress: Progress) -> list[Description]:
     """What the subjects are. Raises ModelError when one is missing or cannot be compared to the first."""
     for subject in settings.subjects:
-        locate(subject, settings.allow_pickle)
+        if exported(subject) is None:
+            locate(subject, settings.allow_pickle)
     kinds: list[Description] = []
     with Worker(settings.worker) as worker:
         for number, subject in enumerate(settings.subjects):
@@ -93,6 +96,8 @@ def _notes(kinds: Sequence[Description]) -> list[str]:
 
 def _sizes(kind: Description, parameters: int, settings: BenchSettings) -> list[Measurement]:
     """`bytes` and `bits_per_weight` of a subject's weight files."""
+    if (export := exported(kind.subject)) is not None:
+        return _rows(kind.subject, export.nbytes, parameters, {"runtime": export.runtime})
     found = locate(kind.subject, settings.allow_pickle)
     if found.local:
         place = Path(found.folder) / found.gguf_file if found.gguf_file else Path(found.folder)
@@ -100,11 +105,14 @@ def _sizes(kind: Description, parameters: int, settings: BenchSettings) -> list[
         place = _cached(found.folder)
     files = weight_files(place)
     size = sum(file.stat().st_size for file in files)
-    detail = {"folder_bytes": folder_bytes(place), "files": len(files), "parameters": parameters}
+    return _rows(kind.subject, size, parameters, {"folder_bytes": folder_bytes(place), "files": len(files)})
+
+
+def _rows(subject: str, size: int, parameters: int, detail: dict[str, Any]) -> list[Measurement]:
     bits = bits_per_weight(size, parameters)
     return [
-        Measurement(kind.subject, "bytes", "bytes", float(size), detail=detail),
-        Measurement(kind.subject, "bits_per_weight", "bits", bits, detail={"parameters": parameters}),
+        Measurement(subject, "bytes", "bytes", float(size), detail={**detail, "parameters": parameters}),
+        Measurement(subject, "bits_per_weight", "bits", bits, detail={"parameters": parameters}),
     ]
 
 

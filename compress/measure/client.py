@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from compress.core.device import child_environment
 from compress.core.errors import ModelError
 from compress.core.task import Context, Row
 from compress.measure.answers import packed
+from compress.measure.exported import Exported, exported
 from compress.measure.size import locate
 from compress.measure.subject import ENCODER, Description, WorkerSettings
 
@@ -29,9 +30,13 @@ class Worker(Child):
     saying how. `forward` sends and returns at once, so two workers can compute side by side.
     """
 
-    def __init__(self, settings: WorkerSettings) -> None:
-        """Start the process; no model yet. Raises CompressError when it does not start."""
-        super().__init__([sys.executable, "-m", MODULE], child_environment())
+    def __init__(self, settings: WorkerSettings, export: Exported | None = None) -> None:
+        """Start the process; no model yet. export: what it is for, where that is a runtime's.
+
+        Raises CompressError when it does not start, MissingRuntimeError when the runtime is not installed.
+        """
+        own = [sys.executable, "-m", MODULE], child_environment()
+        super().__init__(*(own if export is None else export.command()))
         self.description: Description | None = None
         self._columns: dict[str, str] = {}
         try:
@@ -47,11 +52,15 @@ class Worker(Child):
         Raises ModelError when it cannot be opened, CompressError when the process dies.
         """
         settings = settings or WorkerSettings()
-        locate(subject, settings.allow_pickle)  # what is not there fails before a process starts
-        worker = cls(settings)
+        if (export := exported(subject)) is None:
+            locate(subject, settings.allow_pickle)  # what is not there fails before a process starts
+        worker = cls(settings, export)
         worker.name = subject
         try:
-            worker.description = Description(**worker.ask("load", {"subject": subject}))
+            if export is None:
+                worker.description = Description(**worker.ask("load", {"subject": subject}))
+            else:
+                worker.ask("load", {"subject": str(export.where.resolve())})
         except BaseException:
             worker.close(at_once=True)
             raise
@@ -59,7 +68,10 @@ class Worker(Child):
 
     def describe(self, subject: str) -> Description:
         """What `subject` is, from its config; nothing is loaded. Raises ModelError."""
-        return Description(**self.ask("describe", {"subject": subject}))
+        if (export := exported(subject)) is None:
+            return Description(**self.ask("describe", {"subject": subject}))
+        found = self.describe(str(export.artifact))
+        return replace(found, subject=subject, quantized=f"{export.form} in {export.runtime}")
 
     def forward(self, ids: Tensor) -> None:
         """Start a pass over `ids` (L,) int64; `shape` waits for it."""

@@ -18,14 +18,18 @@ from compress.core.crf import read_crf
 from compress.core.errors import ModelError
 from compress.core.numerics.bootstrap import Array
 from compress.core.opening import Opened
+from compress.core.skeleton import read_config
 from compress.core.task import Context, Task
 from compress.core.types import Measurement
+from compress.measure.exported import exported
 from compress.pipeline.inputs import load_tokenizer, longest_sequence
 from compress.pipeline.labelled import Labelled, find_labelled
+from compress.pipeline.stand_in import Served
 from compress.pipeline.stream import Report
 from compress.pipeline.task_text import compared
 from compress.recipe import EVAL_ROWS, Recipe
 from compress.train.score import Part, outputs_of
+from export.client import RuntimeProcess
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,15 @@ def task_scores(
 
 def _counts(folder: Path, found: HeldOut, trusted: bool) -> Array:
     task, part = found.labelled.task, found.part
-    crf = read_crf(folder, found.context.labels) if task.words else None
+    export = exported(str(folder))
+    home = folder if export is None else export.where
+    crf = read_crf(home, found.context.labels) if task.words else None
     context = replace(found.context, decode=crf.decode if crf is not None else None)
+    if export is not None:
+        config = read_config(export.artifact, trusted, packed=True)
+        with RuntimeProcess.open(export.runtime, export.where) as process:
+            outputs = outputs_of(Served(process, config), task, context, part.features)
+        return task.counts(task.answers(outputs, part.features, context), part.rows, context)
     with redirect_stderr(io.StringIO()):  # compressed-tensors shows a bar for each of the four things that it does
         model = _opened(task, folder, trusted)
         outputs_of(model, task, context, part.features[:1])

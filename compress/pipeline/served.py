@@ -6,16 +6,13 @@ The runtime's process stands where a model would: the task makes its batches and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from compress.core.crf import read_crf
 from compress.core.errors import CompressError, DataError, UsageError
@@ -25,6 +22,7 @@ from compress.core.types import Measurement
 from compress.core.writing import WritingTask
 from compress.pipeline.labelled import TASK_FILE
 from compress.pipeline.scores import HeldOut, held_out
+from compress.pipeline.stand_in import Served
 from compress.recipe import EVAL_ROWS, EVAL_WRITTEN, Recipe
 from compress.train.score import Part, outputs_of
 from export.client import RuntimeProcess
@@ -96,29 +94,6 @@ def judged(process: RuntimeProcess, rows: Rows, config: Any, subject: str) -> tu
     if not line["passed"]:
         line["said"] = f"{name} is {other[at]:.4f} in the runtime, {mine[at]:.4f} in torch, on the same {n} rows"
     return line, measured
-
-
-class Served(nn.Module):
-    """A runtime's process in the place of a model."""
-
-    def __init__(self, process: RuntimeProcess, config: Any) -> None:
-        """config: of the model."""
-        super().__init__()
-        self.process, self.config = process, config
-        self.nothing = nn.Parameter(torch.zeros(0), requires_grad=False)
-
-    def forward(self, **inputs: Tensor) -> Any:
-        """The first output, by whatever name it is asked for."""
-        found = self.process.run(inputs)
-        return SimpleNamespace(logits=found, last_hidden_state=found)
-
-    def generate(self, max_new_tokens: int, **told: Any) -> Tensor:
-        """What it writes for each row, (B, T), padded with the end token."""
-        inputs: Mapping[str, Tensor] = {name: value for name, value in told.items() if isinstance(value, Tensor)}
-        rows = [torch.tensor(row, dtype=torch.int64) for row in self.process.write(inputs, max_new_tokens)]
-        end = self.config.eos_token_id
-        padding = end[0] if isinstance(end, list) else end
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
 
 
 def _counts(model: nn.Module, found: HeldOut) -> Array:
