@@ -5,12 +5,11 @@ Per packed linear (O, I), codes of b bits: `qweight` int32 (I * b / 32, O), pack
 are dense bits from the lowest up, so 32 codes of 3 bits fill 3 words and two of them straddle.
 
 Zero points, by `checkpoint_format` of `quantization_config`:
-- `gptq` (v1) stores zero - 1. vLLM's gptq_gemm adds 1 to what it unpacks (csrc/quantization/gptq/q_gemm.cu);
-  GPTQModel adds 1 to all fields of a packed word at once, so that a zero of 0 would carry into its neighbour
-  (utils/model.py, convert_gptq_v1_to_v2_format_module: "sym=False ... will overflow"). A zero of 0 is therefore never
-  written as v1.
-- `gptq_v2` stores zero. vLLM reads it (layers/quantization/gptq.py, use_v2_format), GPTQModel does too; readers that do
-  not know the field are wrong by one.
+- `gptq` (v1) stores zero - 1. GPTQModel adds 1 to all fields of a packed word at once, so that a zero of 0 would carry
+  into its neighbour (utils/model.py, convert_gptq_v1_to_v2_format_module: "sym=False ... will overflow"), and vLLM's
+  older gptq_gemm and SGLang's add 1 to each. A zero of 0 is therefore never written as v1.
+- `gptq_v2` stores zero. GPTQModel reads it, and so did vLLM's gptq_gemm (layers/quantization/gptq.py, use_v2_format).
+- vLLM 0.32 reads neither: it opens symmetric checkpoints only (layers/quantization/auto_gptq.py, TYPE_MAP).
 `auto` is v1 where every zero is at least 1, and v2 otherwise.
 
 `dynamic` names the modules that differ: `+:pattern` other bits or groups, `-:pattern` stays in float; the first pattern
@@ -245,15 +244,25 @@ def _layer(
 def readme(folder: Path) -> list[str]:
     """How to serve it, and one request."""
     said = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
-    dtype = "bfloat16" if said["sym"] else "float16"
+    rules = [rule for rule in said.get("dynamic", {}).values() if rule]
+    if all(each["sym"] and each["bits"] in (4, 8) for each in (said, *rules)):
+        return [
+            "```",
+            "vllm serve . --served-model-name model",
+            "curl http://localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\",
+            '  -d \'{"model": "model", "messages": [{"role": "user", "content": "Name three fruits, please."}]}\'',
+            "```",
+            "",
+            "transformers opens it with `AutoModelForCausalLM.from_pretrained` where GPTQModel is installed.",
+        ]
     return [
+        "```python",
+        "from gptqmodel import GPTQModel",
+        "model = GPTQModel.load('.')",
+        "messages = [{'role': 'user', 'content': 'Name three fruits, please.'}]",
+        "ids = model.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors='pt')",
+        "print(model.tokenizer.decode(model.generate(input_ids=ids, max_new_tokens=100)[0]))",
         "```",
-        f"vllm serve . --served-model-name model --dtype {dtype}",
-        "curl http://localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\",
-        '  -d \'{"model": "model", "messages": [{"role": "user", "content": "Name three fruits, please."}]}\'',
-        "```",
-        "",
-        "transformers opens it with `AutoModelForCausalLM.from_pretrained` where GPTQModel is installed.",
     ]
 
 
