@@ -54,5 +54,4 @@ def kernel(coded: Coded, vllm: bool) -> tuple[str, str]:
     if scheme.group_size != 32 and columns % 64 == 0 and rows % 128 == 0:
         return "vLLM's Machete (Hopper) or Marlin (Turing and later)", ""
     fits = (rows % 64 == 0 and columns % 128 == 0) or (rows % 128 == 0 and columns % 64 == 0)
-    padded = "" if fits else f"padded: {rows} outputs and {columns} inputs are not in 64s and 128s"
-    return "vLLM's Marlin (Turing and later)", padded
+    return "vLLM's Marlin (Turing and later)", "" if fits else "padded: outputs and inputs are not in 64s and 128s"

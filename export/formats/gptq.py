@@ -129,8 +129,10 @@ def quantization_config(source: Source, held: Mapping[str, Coded], form: str) ->
     rules: dict[str, dict[str, Any]] = {}
     for layer in source.layers:
         coded = held.get(layer.name)
-        tied_or_embedding = layer.container == "embedding" or layer.tied_to is not None
-        if coded is None and not tied_or_embedding:
+        plain = (
+            layer.container != "embedding" and layer.tied_to is None and layer != head
+        )  # `lm_head` says it of the head
+        if coded is None and plain:
             rules |= {f"-:{pattern}": {} for pattern in _patterns(source, layer.name)}
         elif coded is not None and coded.scheme.name != main.name:
             scheme = coded.scheme

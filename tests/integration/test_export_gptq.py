@@ -92,7 +92,11 @@ def test_mixed_bits_are_said_module_by_module(made: Make, tmp_path: Path) -> Non
     for name in eight:
         rule = next(rule for rule in said["dynamic"] if rule.startswith("+:") and re.match(rule[2:], name))
         assert said["dynamic"][rule]["bits"] == 8
-    assert any(rule.startswith("-:") and re.match(rule[2:], "lm_head") for rule in said["dynamic"])
+    assert said["lm_head"] is False
+    assert not any(re.match(rule[2:], "lm_head") for rule in said["dynamic"])
+    plain = made("llama", bits=4, symmetric=True)
+    write(plain, tmp_path / "y")
+    assert "dynamic" not in json.loads((tmp_path / "y" / "config.json").read_text())["quantization_config"]
 
 
 def test_zero_points_choose_the_checkpoint_format(made: Make, tmp_path: Path) -> None:
