@@ -37,7 +37,9 @@ class ExportFormat:
     and what can, None when it can; looks at names, shapes and schemes only. write: (source, folder, options, report)
     into an empty folder; the files that the tokenizer and server need lie there already. read_back: (folder, source) ->
     (layer, weight (O, I) float32) of every packed layer, by a reader that is not ours where there is one. readme:
-    (folder) -> lines that serve it and ask it once, Markdown.
+    (folder) -> lines that serve it and ask it once, Markdown. acts: whether inputs that the artifact rounds to int8 are
+    rounded by whoever opens the file, as it says. kept: (folder, source) -> (name, as stored, as it should be) of what
+    else the file says in numbers: weights that stayed float, grids of inputs.
     """
 
     summary: str
@@ -48,3 +50,5 @@ class ExportFormat:
     write: Callable[[Source, Path, Any, Report], Written]
     read_back: Callable[[Path, Source], Iterator[tuple[str, Tensor]]]
     readme: Callable[[Path], list[str]]
+    acts: bool = False
+    kept: Callable[[Path, Source], Iterator[tuple[str, Tensor, Tensor]]] | None = None

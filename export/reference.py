@@ -7,7 +7,7 @@ alone moves the outputs is what a runtime's own differences are measured against
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -16,19 +16,25 @@ from torch import Tensor, nn
 from compress.core.blocks import write_weight
 from compress.core.checkpoint import fill_tied
 from compress.core.errors import ModelError
+from compress.core.numerics.activation import Grid, fake_quantize
 from compress.core.numerics.affine import dequantize
+from compress.core.types import ActScheme
 from export.runtimes._kind import Arithmetic
 from export.source import Source
 
+OUTLIER = 6.0  # llm_int8_threshold
 BLOCK = 32  # inputs that share a scale in ggml's int8 blocks
 
 
 class Reference:
-    """The whole model in memory. packed: the layers whose codes the export holds; others are as OUT stores them."""
+    """The whole model in memory. packed: the layers whose codes the export holds; others are as OUT stores them.
 
-    def __init__(self, source: Source, packed: Collection[str]) -> None:
+    acts: inputs that the artifact rounds to int8 are rounded here, in the layers of `packed`.
+    """
+
+    def __init__(self, source: Source, packed: Collection[str], acts: bool = False) -> None:
         """Load every weight: 4 bytes a parameter. Raises ModelError as `Checkpoint.load` does."""
-        self.source, self.packed = source, set(packed)
+        self.source, self.packed, self.acts = source, set(packed), acts
         self.model: Any = source.model
         checkpoint = source.checkpoint
         for name, parameter in list(self.model.named_parameters()):
@@ -63,6 +69,10 @@ class Reference:
             told.append(int(rows[-1].argmax()))
         return told[len(ids) :], torch.stack(rows)
 
+    def computing(self) -> AbstractContextManager[None]:
+        """Inside, `model` computes as the export stands for it, whoever calls it."""
+        return self._rounding(Arithmetic())
+
     @contextmanager
     def _rounding(self, arithmetic: Arithmetic) -> Iterator[None]:
         """Inside, the model computes as `arithmetic` says."""
@@ -90,6 +100,13 @@ class Reference:
         if isinstance(module, nn.Embedding) or not isinstance(weight, Tensor) or weight.dim() != 2:
             return None
         coded = self.source.coded.get(name)
+        if coded is not None and name in self.packed and coded.activation is not None and self.acts:
+            scheme, grid = coded.activation, self.source.input_grid(name)
+            if arithmetic.integers:
+                return None
+            return lambda _, given: (_acted(given[0], scheme, grid), *given[1:])
+        if coded is not None and name in self.packed and arithmetic.coded == "int8-outliers":
+            return lambda _, given: (rounded_but_outliers(given[0]), *given[1:])
         if coded is not None and name in self.packed and arithmetic.coded:
             size = BLOCK if arithmetic.coded == "int8-32" else coded.scheme.group_size
             narrow = arithmetic.coded == "int8-32"
@@ -113,6 +130,31 @@ def rounded_by_blocks(x: Tensor, size: int, narrow: bool) -> Tensor:
     codes = torch.where(scale > 0, padded / torch.where(scale > 0, scale, 1.0), 0.0).round()
     whole: Tensor = (codes * (scale.half().float() if narrow else scale)).flatten(-2)
     return whole[..., :columns]
+
+
+def rounded_but_outliers(x: Tensor, threshold: float = OUTLIER) -> Tensor:
+    """`x` (..., I) as LLM.int8 multiplies it: through float16 and int8, each token by its largest value, but for the
+    columns in which some token reaches `threshold`; a value that does is in nobody's largest.
+
+    Source: bitsandbytes/backends/default/ops.py, int8_vectorwise_quant and int8_mixed_scaled_mm (0.50.2).
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    through = rows.half().float()
+    outliers = through.abs() >= threshold
+    columns = outliers.any(0)
+    inside = torch.where(outliers, 0.0, through)
+    scale = inside.abs().amax(1, keepdim=True) / 127
+    codes = torch.where(scale > 0, inside / torch.where(scale > 0, scale, 1.0), 0.0).round()
+    return torch.where(columns, rows.float(), codes * scale).to(x.dtype).reshape(x.shape)
+
+
+def _acted(x: Tensor, scheme: ActScheme, grid: Grid | None) -> Tensor:
+    """`x` as its int8 codes stand for it, by the artifact's own scheme."""
+    if x.numel() == 0:
+        return x
+    if scheme.dynamic and scheme.strategy == "tensor":  # every text as a batch of its own
+        return torch.cat([fake_quantize(text.float(), scheme) for text in torch.split(x, 1)]).to(x.dtype)
+    return fake_quantize(x.float(), scheme, grid).to(x.dtype)
 
 
 def _first(output: Any) -> Tensor:

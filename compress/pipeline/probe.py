@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from calibrate.data import DataSettings, prepare
 from compress.core.files import write_json
 from compress.core.types import TokenSet
 from compress.pipeline.inputs import load_tokenizer
+from export.source import Source
 
 PROBE = Path("compress") / "probe.json"
 SEQUENCES, TOKENS = 4, 96
@@ -23,7 +26,8 @@ TEXTS = (
     "Ärger über Öl, naïve café, Ελληνικά, русский текст",
     "def f(x):\n    return x ** 2  # squares\n\n\tif not x:",
     "  two  spaces, and a trailing one ",
-    "🙂 emoji and 한국어 日本語",
+    "🙂 emoji and 日本語",
+    "한국어 문장",
 )
 """Texts that tokenizers of runtimes get wrong, by our experience: digits, blanks, other scripts, code."""
 
@@ -47,6 +51,19 @@ def read_probe(out: Path, limit: int) -> list[Tensor]:
     return [torch.tensor(ids[:limit]) for ids in found if ids]
 
 
-def texts_of(tokenizer: Any, sequences: list[Tensor]) -> list[str]:
-    """Texts to try tokenizers on: those above, and the probe's own."""
-    return [*TEXTS, *(tokenizer.decode(ids, skip_special_tokens=True) for ids in sequences)]
+def texts_of(tokenizer: Any, sequences: list[Tensor], unlike: Sequence[str] = ()) -> list[str]:
+    """Texts to try tokenizers on: those above, and the probe's own.
+
+    unlike: scripts, as Unicode names begin (`HANGUL`), that the runtime is known, and said, to cut otherwise.
+    """
+    tried = [text for text in TEXTS if not any(unicodedata.name(c, "").startswith(tuple(unlike)) for c in text)]
+    return [*(tried if unlike else TEXTS), *(tokenizer.decode(ids, skip_special_tokens=True) for ids in sequences)]
+
+
+def end_tokens(source: Source, tokenizer: Any) -> set[int]:
+    """Ids at which servers stop: by generation_config.json, else by config.json, and by the tokenizer."""
+    file = source.folder / "generation_config.json"
+    said = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    told = said if said is not None else source.config.get("eos_token_id")
+    several = told if isinstance(told, list) else [told]
+    return {int(token) for token in (*several, tokenizer.eos_token_id) if token is not None}

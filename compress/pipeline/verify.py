@@ -4,8 +4,8 @@ in memory."""
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,48 +13,57 @@ import torch
 from torch import Tensor
 
 from compress.core import device
-from compress.core.errors import CompressError, MissingRuntimeError, VerificationError
+from compress.core.errors import CompressError, MissingRuntimeError, RecipeError, UsageError, VerificationError
 from compress.core.files import write_json
 from compress.core.fingerprint import file_sha256
 from compress.core.numerics.affine import dequantize
 from compress.core.registry import load
 from compress.core.types import Measurement, RunRecord
 from compress.measure.quality import median_interval
+from compress.pipeline import heard, served
 from compress.pipeline.hooks import Hooks, Stages
 from compress.pipeline.inputs import load_tokenizer, longest_sequence, quiet_libraries
 from compress.pipeline.judge import kind_of
-from compress.pipeline.probe import read_probe, texts_of
+from compress.pipeline.probe import end_tokens, read_probe, texts_of
 from export import environments, folder, judge
 from export.client import RuntimeProcess
 from export.judge import Bounds, Line
 from export.kinds import ExportFormat
 from export.reference import Reference
 from export.runtimes._kind import Arithmetic
+from export.serving import Server
 from export.source import Source
 
 PROMPT, DECODE, REPEATS = 16, 32, 3
+PLAIN = "The three most common fruits are"
 CHAT = [{"role": "user", "content": "Name three fruits, please."}]
 
 
 @dataclass(frozen=True)
 class VerifySettings:
-    """runtimes: which to judge in; empty: the format's first, and others that are installed. threads 0: the cores."""
+    """runtimes: which to judge in; empty: the format's first, and others that are installed. threads 0: the cores.
+
+    serve: also start the servers of those that have one, and ask them. port: theirs; 0: a free one.
+    """
 
     runtimes: tuple[str, ...] = ()
     threads: int = 0
     trust_remote_code: bool = False
+    serve: bool = False
+    port: int = 0
 
 
 @dataclass(frozen=True)
 class Verified:
     """lines: of verify.json.
 
-    measurements: speed, memory, agreement by runtime. missing: sentences on absent runtimes.
+    measurements: speed, memory, agreement by runtime. missing: sentences on absent runtimes. notes: other sentences.
     """
 
     lines: list[Line]
     measurements: list[Measurement]
     missing: list[str]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -76,26 +85,62 @@ class Expected:
     texts: list[str]
     ids: list[list[int]]
     chat: list[int] | None
+    follow: heard.Follow | None = None
+    rows: served.Rows | None = None
+    note: str = ""
+    config: Any = None
+    asked: Asked | None = None
+
+    @property
+    def over_tokens(self) -> bool:
+        """Whether outputs are distributions over tokens."""
+        return self.decoder or self.follow is not None
+
+    def normalised(self) -> Expected:
+        """With log-probabilities in place of logits, for runtimes that give no others."""
+        rounded = {kind: [output.log_softmax(-1) for output in outputs] for kind, outputs in self.rounded.items()}
+        return replace(self, exact=[output.log_softmax(-1) for output in self.exact], rounded=rounded)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a server is asked, the chat or a prompt, and what the reference says to it, up to the first end token.
+
+    tokens: of the question. answer: ids; logits (n, V) they were chosen from. decode: ids -> text.
+    """
+
+    prompt: str
+    tokens: list[int]
+    answer: list[int]
+    logits: Tensor
+    decode: Callable[[Sequence[int]], str]
 
 
 def verify(where: Path, source: Source, settings: VerifySettings, hooks: Hooks) -> Verified:
     """Judge the export in `where` and write its verify.json. Raises ModelError for what is no export of `source`."""
     told = folder.card(where)
     form: ExportFormat = load("format", told["format"])
-    chosen, missing = _runtimes(form, settings)
+    chosen, missing = _runtimes(where, form, settings)
+    if settings.serve and chosen and all(environments.runtime(name).server is None for name in chosen):
+        raise UsageError(f"{', '.join(chosen)} cannot serve a {told['format']} export; leave --serve out")
     lines = _static(where, told, source, form, hooks)
     measurements: list[Measurement] = []
+    notes: list[str] = []
     if chosen and judge.passed(lines):
         hooks.report("reference", 0, 1)
         expected = _expected(source, told, chosen, settings)
         hooks.report("reference", 1, 1)
+        notes += filter(None, [expected.note])
         for number, name in enumerate(chosen):
             hooks.report(f"running {name}", number, len(chosen))
             found, figures = _judged(where, name, told, expected, settings)
             lines += found
             measurements += figures
+            if expected.asked is not None and environments.runtime(name).server is not None:
+                hooks.report(f"serving with {name}", number, len(chosen))
+                lines += _served(where, name, told, expected, settings)
         hooks.report("running", len(chosen), len(chosen))
-    result = Verified(lines, measurements, missing)
+    result = Verified(lines, measurements, missing, notes)
     write_json(where / folder.VERIFY, _saved(told, result))
     return result
 
@@ -142,7 +187,7 @@ def exported(
         if judged is not None:
             measurements += judged.measurements
             lines += [{"export": place.name, **line} for line in judged.lines]
-            said += judged.missing
+            said += [*judged.missing, *judged.notes]
     return RunRecord(
         command=command,
         model={"name": source.name, "architecture": source.structure.architecture},
@@ -156,9 +201,14 @@ def exported(
     )
 
 
-def _runtimes(form: ExportFormat, settings: VerifySettings) -> tuple[list[str], list[str]]:
+def _runtimes(where: Path, form: ExportFormat, settings: VerifySettings) -> tuple[list[str], list[str]]:
+    """Those that judge the export, and sentences on those that should and are not there."""
     wanted = [environments.plain(name) for name in settings.runtimes] or list(form.runtimes)
-    places = [environments.place(name) for name in wanted]
+    refused = {name: because for name in wanted if (because := environments.refuses(name, where)) is not None}
+    if settings.runtimes and refused:
+        name, because = next(iter(refused.items()))
+        raise RecipeError(f"{name} does not open {where}: {because}")
+    places = [environments.place(name) for name in wanted if name not in refused]
     there = [place.name for place in places if place.interpreter is not None]
     needed = places if settings.runtimes else [] if there else places[:1]
     missing = [str(MissingRuntimeError(p.name, p.install)) for p in needed if p.interpreter is None]
@@ -190,7 +240,20 @@ def _static(where: Path, told: dict[str, Any], source: Source, form: ExportForma
     if count != len(told["packed"]):
         wrong = wrong or f"{count} layers could be read, {len(told['packed'])} were written"
     line = {"check": "codes and scales read back", "runtime": told["format"], "layers": count, "passed": not wrong}
-    return [*lines, {**line, **({"said": wrong} if wrong else {})}]
+    lines.append({**line, **({"said": wrong} if wrong else {})})
+    return [*lines, *([_kept(where, told, source, form)] if form.kept is not None else [])]
+
+
+def _kept(where: Path, told: dict[str, Any], source: Source, form: ExportFormat) -> Line:
+    """Weights that stayed float, and grids of inputs, as they lie in the file."""
+    assert form.kept is not None
+    count, wrong = 0, ""
+    for name, found, expected in form.kept(where, source):
+        count += 1
+        if not wrong and not (found.shape == expected.shape and torch.equal(found, expected)):
+            wrong = f"{name} is not that of the artifact"
+    line = {"check": "kept weights read back", "runtime": told["format"], "tensors": count, "passed": not wrong}
+    return {**line, **({"said": wrong} if wrong else {})}
 
 
 def _expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], settings: VerifySettings) -> Expected:
@@ -198,14 +261,17 @@ def _expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], set
     device.set_threads(settings.threads)
     limit = min(longest_sequence(source.checkpoint.config), told["facts"].get("longest", 1 << 20))
     sequences = read_probe(source.folder, limit)
-    decoder = kind_of(source.model) == "causal"
+    kind = kind_of(source.model)
+    decoder = kind == "causal"
     inputs = [{"input_ids": ids[None]} for ids in sequences]
-    if not decoder:
+    if kind == "seq2seq":
+        inputs = heard.inputs_of(source.folder, source.checkpoint.config, sequences)
+    elif not decoder:
         inputs = [{**given, "attention_mask": torch.ones_like(given["input_ids"])} for given in inputs]
         inputs.append(_padded(sequences[:2]))
     tokenizer = load_tokenizer(source.folder, settings.trust_remote_code)
-    texts = texts_of(tokenizer, sequences)
-    reference = Reference(source, told["packed"])
+    texts = texts_of(tokenizer, sequences, told["facts"].get("unlike", ()))
+    reference = Reference(source, told["packed"], load("format", told["format"]).acts)
     exact = [reference.run(given) for given in inputs]
     kinds = {arithmetic_of(name, told) for name in runtimes}
     rounded = {kind: [reference.run(given, kind) for given in inputs] for kind in kinds if _rounds(kind)}
@@ -216,7 +282,24 @@ def _expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], set
     if getattr(tokenizer, "chat_template", None):
         filled = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=False)
         chat = list(tokenizer(filled, add_special_tokens=False)["input_ids"])
-    return Expected(inputs, exact, rounded, prompt, written, chosen, decoder, texts, ids, chat)
+    follow = heard.follower(reference, inputs[0], source.folder) if kind == "seq2seq" else None
+    rows, note = (None, "") if decoder else served.rows_of(source, reference)
+    asked = _asked(source, reference, tokenizer, chat) if settings.serve and decoder else None
+    scored = {"follow": follow, "rows": rows, "note": note, "config": source.checkpoint.config, "asked": asked}
+    return Expected(inputs, exact, rounded, prompt, written, chosen, decoder, texts, ids, chat, **scored)
+
+
+def _asked(source: Source, reference: Reference, tokenizer: Any, chat: list[int] | None) -> Asked:
+    """The question to servers, and what is right."""
+    tokens = chat if chat is not None else list(tokenizer(PLAIN)["input_ids"])
+    written, logits = reference.greedy(tokens, judge.GREEDY)
+    ends = end_tokens(source, tokenizer)
+    stop = next((n + 1 for n, token in enumerate(written) if token in ends), len(written))
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    return Asked("" if chat is not None else PLAIN, tokens, written[:stop], logits[:stop], decode)
 
 
 def arithmetic_of(runtime: str, told: Mapping[str, Any]) -> Arithmetic:
@@ -226,7 +309,7 @@ def arithmetic_of(runtime: str, told: Mapping[str, Any]) -> Arithmetic:
 
 
 def _rounds(kind: Arithmetic) -> bool:
-    return kind.dtype != "float32" or bool(kind.coded or kind.dense)
+    return kind.dtype != "float32" or bool(kind.coded or kind.dense or kind.integers)
 
 
 def _padded(sequences: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -241,24 +324,49 @@ def _judged(
     where: Path, name: str, told: dict[str, Any], expected: Expected, settings: VerifySettings
 ) -> tuple[list[Line], list[Measurement]]:
     arithmetic = arithmetic_of(name, told)
-    allowed = judge.bounds(expected.exact, expected.rounded.get(arithmetic), arithmetic)
     with RuntimeProcess.open(name, where, settings.threads) as process:
+        if process.normalised and expected.decoder:
+            expected = expected.normalised()
+        allowed = judge.bounds(expected.exact, expected.rounded.get(arithmetic), arithmetic)
         runtime = f"{name} {process.version}"
         timed = process.latency(PROMPT, DECODE if expected.decoder else 1, REPEATS)
         memory = process.rss()
         lines = _lines(process, expected, allowed)
+        scored: list[Measurement] = []
+        if expected.rows is not None:
+            line, scored = served.judged(process, expected.rows, expected.config, f"{where} in {name}")
+            lines.append(line)
     lines = [{**line, "runtime": runtime} for line in lines]
     lines[0] = {**lines[0], "arithmetic": allowed.why, **{f"arithmetic_{k}": v for k, v in allowed.plain.items()}}
-    return lines, _figures(f"{where} in {name}", where, lines, timed, memory)
+    return lines, [*_figures(f"{where} in {name}", where, lines, timed, memory), *scored]
+
+
+def _served(where: Path, name: str, told: dict[str, Any], expected: Expected, settings: VerifySettings) -> list[Line]:
+    """The runtime's server, asked by a client."""
+    asked, arithmetic = expected.asked, arithmetic_of(name, told)
+    assert asked is not None
+    allowed = judge.bounds(expected.exact, expected.rounded.get(arithmetic), arithmetic)
+    with Server.of(name, where, settings.port, settings.threads) as server:
+        answer = server.complete(asked.prompt, judge.GREEDY) if asked.prompt else server.chat(CHAT, judge.GREEDY)
+        line = judge.served(answer.text, asked.answer, asked.logits, asked.decode, allowed)
+        who = {"runtime": f"{name} server", "client": answer.client}
+        lines = [{**line, **who, "text": answer.text, "seconds_to_ready": round(server.seconds, 1)}]
+    if answer.prompt_tokens is not None:
+        equal = answer.prompt_tokens == len(asked.tokens)
+        said = f"the server made {answer.prompt_tokens} tokens of the question, the reference {len(asked.tokens)}"
+        lines.append({"check": "served question", **who, "passed": equal, **({} if equal else {"said": said})})
+    return lines
 
 
 def _lines(process: RuntimeProcess, expected: Expected, allowed: Bounds) -> list[Line]:
     found = [process.run(given) for given in expected.inputs]
-    compare = judge.distributions if expected.decoder else judge.values
+    compare = judge.distributions if expected.over_tokens else judge.values
     lines = compare(_seen(expected.exact, expected.inputs), _seen(found, expected.inputs), allowed, "outputs")
     if expected.decoder:
         written = process.greedy(expected.prompt, judge.GREEDY)
         lines.append(judge.greedy(expected.written, expected.chosen, written, allowed))
+    if expected.follow is not None:
+        lines.append(heard.written_line(process, expected.inputs[0], expected.follow, allowed))
     lines += filter(None, [judge.same_ids(expected.ids, process.tokenize(expected.texts), "tokenizer")])
     if expected.chat is not None:
         made = process.chat(CHAT)
@@ -271,7 +379,7 @@ def _seen(outputs: Sequence[Tensor], inputs: Sequence[dict[str, Tensor]]) -> lis
     found = []
     for output, given in zip(outputs, inputs, strict=True):
         mask = given.get("attention_mask")
-        by_token = mask is not None and output.shape[:2] == mask.shape
+        by_token = mask is not None and output.shape[:2] == mask.shape and "decoder_input_ids" not in given
         found.append(output[mask.bool()] if by_token and mask is not None else output)
     return found
 

@@ -51,10 +51,7 @@ def refuses(config: Any, model_class: str) -> str | None:
         found = architecture_of(config)
     except RecipeError as error:
         return str(error)
-    served = (
-        model_class.endswith(("ForCausalLM", "LMHeadModel")) if not found.embedder else model_class.endswith("Model")
-    )
-    if not served and not (found.embedder and model_class.endswith("ForMaskedLM")):
+    if not model_class.endswith(("Model",) if found.embedder else ("ForCausalLM", "LMHeadModel")):
         return f"llama.cpp serves text and embeddings, not {model_class}; use onnx"
     if (kind := rope(config).get("rope_type", "default")) not in ROPE_KINDS:
         return f"rope scaling {kind!r} is not written here; {', '.join(ROPE_KINDS)} are"

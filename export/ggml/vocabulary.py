@@ -26,6 +26,7 @@ class Vocabulary:
     """kind: tokenizer.ggml.model. words: tokenizer.ggml.pre. tokens, types: one a row of the embedding.
 
     scores: of sentencepiece kinds. space_first: whether texts get a blank before them, None where that is not said.
+    unlike: scripts that llama.cpp cuts otherwise, as Unicode names begin.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Vocabulary:
     types: list[int]
     scores: list[float] | None
     space_first: bool | None
+    unlike: tuple[str, ...] = ()
 
 
 def vocabulary(folder: Path, rows: int, words: str = "") -> Vocabulary:
@@ -46,7 +48,8 @@ def vocabulary(folder: Path, rows: int, words: str = "") -> Vocabulary:
     tokens, types = _tokens(told, rows)
     if model["type"] == "WordPiece":
         marked = [_phantom(text, kind) for text, kind in zip(tokens, types, strict=True)]
-        return Vocabulary("bert", words or "bert-bge", marked, types, None, None)
+        # transformers takes accents off by decomposing text, and that takes Hangul apart; llama.cpp leaves it whole
+        return Vocabulary("bert", words or "bert-bge", marked, types, None, None, ("HANGUL",))
     if model["type"] != "BPE":
         raise RecipeError(f"a {model['type']} tokenizer is not written to GGUF here; BPE and WordPiece are")
     if _parts(told.get("decoder"), "ByteFallback") or model.get("byte_fallback"):

@@ -1,0 +1,156 @@
+"""Acceptance 2, 5 and 8 of issue C: ONNX exports of the task models in onnxruntime: figures next to torch's, latency.
+
+Task figures are those of `compress export --json`: held-out rows through the runtime and through the compressed model
+in memory. Latency: onnxruntime on the float32 export, on the others, and torch on the original, in turn in one process,
+the same threads, a batch of 128 tokens a row; ratios are of medians. Between two runs the threads of the last one are
+let go to sleep, since they wait in a loop.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.inputs._making import INPUTS
+from benchmarks.shared import RUNS, line
+from benchmarks.tasks import SETTINGS, SUBJECTS, command
+from compress.core.device import set_threads
+
+FLOAT = "float32"
+KINDS = (FLOAT, "W8A8 static", "W8A8 dynamic", "8 bit weights", "4 bit weights")
+CHOSEN = ("BBC topics", "tweets, full", "BBC retrieval", "Whisper tiny.en")
+LENGTH, REPEATS, SETTLE = 128, {1: 40, 32: 9}, 0.02
+FASTER = 1.8
+
+
+def artifact(name: str, kind: str) -> Path:
+    """The artifact of a subject at a setting, made unless it is there; float weights are those of 8 bit weights."""
+    setting = "8 bit weights" if kind == FLOAT else kind
+    out = RUNS / f"onnx-{name.replace(' ', '-').replace(',', '').lower()}-{list(SETTINGS).index(setting)}"
+    if not (out / "compress" / "record.json").is_file():
+        words = command(SUBJECTS[name], setting, out)
+        words[words.index("--eval-samples") + 1] = "500"
+        done = subprocess.run([*words, "--overwrite"], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{name}, {setting}: {done.stderr.strip()}")
+    return out
+
+
+def exported(name: str, kind: str) -> dict[str, Any]:
+    """The export of a subject: where it is, bytes, and the line of its task's score."""
+    source = artifact(name, kind)
+    where = RUNS / "onnx-exports" / f"{source.name}-{'float' if kind == FLOAT else 'codes'}"
+    options = ["--option", "weights=float32"] if kind == FLOAT else []
+    words = ["export", str(source), "--to", "onnx", "--out", str(where), "--overwrite", "--json", *options]
+    done = subprocess.run([sys.executable, "-m", "compress.cli", *words], capture_output=True, text=True, check=False)
+    row: dict[str, Any] = {"subject": name, "kind": kind, "exit": done.returncode}
+    if not done.stdout.strip():
+        return {**row, "refused": done.stderr.strip().replace(str(source), source.name)}
+    record = json.loads(done.stdout)
+    row["bytes"] = next(m["median"] for m in record["measurements"] if m["name"] == "bytes")
+    row["lines"] = [{k: v for k, v in told.items() if k != "export"} for told in record["verified"]]
+    return {**row, "folder": str(where.relative_to(RUNS)), "said": done.stderr.strip()[-300:]}
+
+
+def scores(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line for each task figure in onnxruntime against torch's."""
+    found = []
+    for row in rows:
+        what = f"{row['subject']}, {row['kind']}: score in onnxruntime against torch"
+        told = next((told for told in row.get("lines", ()) if told["check"] == "task score"), None)
+        bound = "equal within .005" if row["subject"].startswith("Whisper") else "equal within .002"
+        if told is None:
+            found.append(line(what, row.get("refused") or row.get("said") or "not judged", bound, False))
+            continue
+        value = f"{told['metric']} {told['runtime_score']:.4f} against {told['torch']:.4f}, {told['rows']} rows"
+        limit = 0.005 if row["subject"].startswith("Whisper") else 0.002
+        found.append(line(what, value, bound, told["difference_of_score"] <= limit + 1e-12))
+    return found
+
+
+def runners(rows: list[dict[str, Any]], threads: int) -> dict[str, Callable[[np.ndarray[Any, Any]], Any]]:
+    """What is timed, by name: one call with token ids (b, 128)."""
+    from transformers import AutoModelForSequenceClassification
+
+    from export.runtimes.onnxruntime import RUNTIME
+
+    model = AutoModelForSequenceClassification.from_pretrained(INPUTS / "bbc-topics", dtype=torch.float32).eval()
+
+    def by_torch(ids: np.ndarray[Any, Any]) -> Any:
+        with torch.inference_mode():
+            given = torch.from_numpy(ids)
+            return model(input_ids=given, attention_mask=torch.ones_like(given)).logits
+
+    found: dict[str, Callable[[np.ndarray[Any, Any]], Any]] = {"torch float32": by_torch}
+    for row in rows:
+        if row["subject"] == "BBC topics" and "folder" in row:
+            session = RUNTIME.open(str(RUNS / row["folder"]), {"threads": threads})
+            found[row["kind"]] = lambda ids, session=session: session.run({"input_ids": ids})  # type: ignore[misc]
+    return found
+
+
+def latency(rows: list[dict[str, Any]], threads: int) -> list[dict[str, Any]]:
+    """Medians of each runner by batch, all in turn."""
+    calls = runners(rows, threads)
+    draw = np.random.default_rng(0)
+    found = []
+    for batch, repeats in REPEATS.items():
+        ids = draw.integers(1000, 20000, (batch, LENGTH))
+        taken: dict[str, list[float]] = {name: [] for name in calls}
+        for turn in range(repeats + 1):
+            for name, call in calls.items():
+                time.sleep(SETTLE)
+                begin = time.perf_counter()
+                call(ids)
+                if turn:
+                    taken[name].append(time.perf_counter() - begin)
+        for name, seconds in taken.items():
+            middle, least = statistics.median(seconds), min(seconds)
+            found.append({"batch": batch, "name": name, "median_ms": 1e3 * middle, "least_ms": 1e3 * least,
+                          "n": len(seconds)})  # fmt: skip
+            print(f"   batch {batch:2d} {name:<16} {1e3 * middle:8.1f} ms, least {1e3 * least:8.1f}", flush=True)
+    return found
+
+
+def held(timed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines on ratios: int8 over float32, float32 over torch."""
+    by = {(row["batch"], row["name"]): row["median_ms"] for row in timed}
+    lines = []
+    for batch in REPEATS:
+        plain = by.get((batch, FLOAT))
+        if plain is None:
+            continue
+        for kind in KINDS[1:]:
+            if (batch, kind) in by:
+                ratio = plain / by[batch, kind]
+                int8 = kind.startswith("W8A8")
+                lines.append(line(f"{kind} over float32 in onnxruntime, batch {batch}", round(ratio, 2),
+                                  f">= {FASTER}" if int8 else "stated", ratio >= FASTER or not int8))  # fmt: skip
+        ratio = by[batch, "torch float32"] / plain
+        lines.append(line(f"float32: onnxruntime over torch, batch {batch}", round(ratio, 2), ">= 1", ratio >= 1))
+    return lines
+
+
+def run() -> dict[str, Any]:
+    """Every subject at every kind, then latencies of the classifier."""
+    missing = [s for s in (SUBJECTS[name] for name in CHOSEN) if not (INPUTS / (s.model or s.data)).is_dir()]
+    if missing:
+        raise SystemExit(f"{missing[0].model or missing[0].data} has not been made; run: make inputs")
+    rows = []
+    for name in CHOSEN:
+        for kind in KINDS:
+            if kind == FLOAT or kind in SUBJECTS[name].settings:
+                rows.append(exported(name, kind))
+                print(f"   {name}, {kind}: {scores(rows[-1:])[0]['value']}", flush=True)
+    threads = set_threads(0)
+    timed = latency(rows, threads)
+    return {"lines": [*scores(rows), *held(timed)], "threads": threads, "rows": rows, "latency": timed}

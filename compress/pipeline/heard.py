@@ -1,0 +1,95 @@
+"""What models that read and write are verified on: inputs made from the probe, and whether each token that a runtime
+writes is the one that the reference would have written there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.core.writing import read_config
+from export.client import RuntimeProcess
+from export.judge import GREEDY, Bounds, Line
+from export.reference import Reference
+
+SAID = 24  # tokens of each sequence that the decoder is given
+
+Follow = Callable[[Sequence[int]], Tensor]
+"""ids that were written -> the reference's logits (n, V) at each of them"""
+
+
+def inputs_of(source: Path, config: Any, sequences: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    """What an encoder-decoder reads, and the beginning of what it writes; two texts or sounds in the last of them.
+
+    Sound is noise of the size of log-mel features: no file has to be there, and every weight is used.
+    """
+    start = torch.tensor([[_start(source)]])
+    said = [torch.cat([start, ids[None, :SAID]], 1) for ids in sequences]
+    if getattr(config, "num_mel_bins", None):
+        generator = torch.Generator().manual_seed(0)
+        shape = (int(config.num_mel_bins), 2 * int(config.max_source_positions))
+        sounds = [torch.randn(1, *shape, generator=generator) / 2 for _ in said[:2]]
+        pairs = list(zip(sounds, said, strict=False))
+        found = [{"input_features": sound, "decoder_input_ids": ids} for sound, ids in pairs]
+        length = min(len(ids[0]) for _, ids in pairs)
+        both = {"decoder_input_ids": torch.cat([ids[:, :length] for _, ids in pairs])}
+        return [*found, {"input_features": torch.cat(sounds), **both}]
+    found = []
+    for ids, written in zip(sequences, [said[-1], *said], strict=False):
+        given = {"input_ids": ids[None], "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
+        found.append({**given, "decoder_input_ids": written})
+    short = sequences[-1][: max(1, len(sequences[-1]) // 2)]
+    batch = torch.nn.utils.rnn.pad_sequence([sequences[0], short], batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(s) for s in (sequences[0], short)], batch_first=True)
+    length = min(len(said[0][0]), len(said[-1][0]))
+    written = torch.cat([said[0][:, :length], said[-1][:, :length]])
+    return [*found, {"input_ids": batch, "attention_mask": mask, "decoder_input_ids": written}]
+
+
+def follower(reference: Reference, given: Mapping[str, Tensor], source: Path) -> Follow:
+    """The reference's logits behind the start token and what was written after it; tokens never said are left out."""
+    rules = _rules(source)
+    never = [int(token) for token in rules.get("suppress_tokens") or []]
+    first = [int(token) for token in rules.get("begin_suppress_tokens") or []]
+
+    def follow(ids: Sequence[int]) -> Tensor:
+        told = torch.cat([given["decoder_input_ids"][:, :1], torch.tensor([list(ids)], dtype=torch.int64)], 1)
+        logits = reference.run({**given, "decoder_input_ids": told})[0, :-1].clone()
+        logits[:, never] = -torch.inf
+        logits[:1, first] = -torch.inf
+        return logits
+
+    return follow
+
+
+def written_line(process: RuntimeProcess, given: Mapping[str, Tensor], follow: Follow, allowed: Bounds) -> Line:
+    """A line on what the runtime writes with keys and values kept: is each token the reference's, or one that what may
+    differ explains?"""
+    ids = process.write({**given, "decoder_input_ids": given["decoder_input_ids"][:, :1]}, GREEDY)[0]
+    line: Line = {"check": "greedy tokens", "of": len(ids), "equal": len(ids), "passed": True}
+    if not ids:  # the end token comes first
+        return line
+    logits = follow(ids)
+    chosen = logits.gather(1, torch.tensor(ids)[:, None])[:, 0]
+    lost = logits.amax(-1) - chosen
+    gap, limit = float(lost.max()), 2 * allowed.largest
+    line |= {"equal": int((lost == 0).sum()), "gap": gap, "tolerance": limit, "passed": gap <= limit}
+    if gap > limit:
+        at = int((lost > limit).nonzero()[0])
+        line["said"] = f"at token {at + 1} the reference prefers its own by {float(lost[at]):.3g}"
+    return line
+
+
+def _rules(source: Path) -> dict[str, Any]:
+    path = source / "generation_config.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
+def _start(source: Path) -> int:
+    config = {**read_config(source), **{k: v for k, v in _rules(source).items() if k == "decoder_start_token_id"}}
+    return int(config.get("decoder_start_token_id") or config.get("bos_token_id") or 0)

@@ -1,0 +1,153 @@
+"""The task's figures of an export in its runtime, next to those of the compressed model in memory, on the same held-out
+rows.
+
+The runtime's process stands where a model would: the task makes its batches and its answers from it as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compress.core.crf import read_crf
+from compress.core.errors import CompressError, DataError, UsageError
+from compress.core.numerics.bootstrap import Array
+from compress.core.opening import Opened
+from compress.core.types import Measurement
+from compress.core.writing import WritingTask
+from compress.pipeline.labelled import TASK_FILE
+from compress.pipeline.scores import HeldOut, held_out
+from compress.recipe import EVAL_ROWS, EVAL_WRITTEN, Recipe
+from compress.train.score import Part, outputs_of
+from export.client import RuntimeProcess
+from export.judge import Line
+from export.reference import Reference
+from export.source import Source
+
+BOUND, WRITTEN_BOUND = 0.002, 0.005
+"""By how much a figure of the runtime may differ from torch's; of what is written, where one token moves the next."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Held-out rows, and the counts (rows, k) of the reference on them. acts: it rounds inputs to int8."""
+
+    found: HeldOut
+    counts: Array
+    acts: bool
+
+
+def rows_of(source: Source, reference: Reference) -> tuple[Rows | None, str]:
+    """The rows that the artifact was judged on, with the reference's counts; or None, and why when there should be
+    some."""
+    recipe = Recipe(**source.manifest["recipe"])
+    try:
+        found = held_out(recipe, Opened(_home(source, recipe), source.name))
+    except (DataError, UsageError, OSError) as error:
+        return None, f"the task was not judged: {error}"
+    if found is None:
+        return None, ""
+    if found.labelled.task.name in ("question-answering", "multiple-choice"):
+        return (
+            None,
+            f"the task was not judged: {found.labelled.task.name} reads more outputs than runtimes are asked for",
+        )
+    found = _few(found, recipe)
+    task, acts = found.labelled.task, reference.acts and any(c.activation for c in source.coded.values())
+    if task.words:
+        crf = read_crf(source.folder, found.context.labels)
+        found = replace(found, context=replace(found.context, decode=crf.decode if crf is not None else None))
+    if isinstance(task, WritingTask):
+        _generation(reference.model, source.folder)
+    with reference.computing():
+        return Rows(found, _counts(reference.model, found), acts), ""
+
+
+def judged(process: RuntimeProcess, rows: Rows, config: Any, subject: str) -> tuple[Line, list[Measurement]]:
+    """The runtime's figures on the rows, a line on the first of them against the reference's."""
+    task = rows.found.labelled.task
+    theirs = _counts(Served(process, config), rows.found)
+    mine, other = (task.figures(counts.sum(0, keepdims=True))[0] for counts in (rows.counts, theirs))
+    n = len(rows.counts)
+    measured = []
+    for metric, ours, found in zip(task.metrics, mine, other, strict=True):
+        if np.isfinite(ours) and np.isfinite(found):
+            detail = {"torch": float(ours)}
+            measured.append(
+                Measurement(subject, f"runtime_{metric.name}", metric.unit, float(found), n=n, detail=detail)
+            )
+    name = task.aim(rows.found.context).name
+    at = next(number for number, metric in enumerate(task.metrics) if metric.name == name)
+    limit = WRITTEN_BOUND if isinstance(task, WritingTask) else BOUND
+    if rows.acts:  # a row on the border falls on either side where an input is on the other side of a tie
+        limit = max(limit, 1.0 / n)
+    difference = abs(float(mine[at] - other[at]))
+    line = {"check": "task score", "metric": name, "torch": float(mine[at]), "runtime_score": float(other[at]),
+            "rows": n, "difference_of_score": difference, "tolerance": limit,
+            "passed": difference <= limit + 1e-12}  # fmt: skip
+    if not line["passed"]:
+        line["said"] = f"{name} is {other[at]:.4f} in the runtime, {mine[at]:.4f} in torch, on the same {n} rows"
+    return line, measured
+
+
+class Served(nn.Module):
+    """A runtime's process in the place of a model."""
+
+    def __init__(self, process: RuntimeProcess, config: Any) -> None:
+        """config: of the model."""
+        super().__init__()
+        self.process, self.config = process, config
+        self.nothing = nn.Parameter(torch.zeros(0), requires_grad=False)
+
+    def forward(self, **inputs: Tensor) -> Any:
+        """The first output, by whatever name it is asked for."""
+        found = self.process.run(inputs)
+        return SimpleNamespace(logits=found, last_hidden_state=found)
+
+    def generate(self, max_new_tokens: int, **told: Any) -> Tensor:
+        """What it writes for each row, (B, T), padded with the end token."""
+        inputs: Mapping[str, Tensor] = {name: value for name, value in told.items() if isinstance(value, Tensor)}
+        rows = [torch.tensor(row, dtype=torch.int64) for row in self.process.write(inputs, max_new_tokens)]
+        end = self.config.eos_token_id
+        padding = end[0] if isinstance(end, list) else end
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
+
+
+def _counts(model: nn.Module, found: HeldOut) -> Array:
+    task, part, context = found.labelled.task, found.part, found.context
+    outputs = outputs_of(model, task, context, part.features)
+    return task.counts(task.answers(outputs, part.features, context), part.rows, context)
+
+
+def _home(source: Source, recipe: Recipe) -> Path:
+    """The folder that knows how rows were divided: that of the tuned model, else the artifact."""
+    model = Path(recipe.model).expanduser()
+    return model if (model / TASK_FILE).is_file() else source.folder
+
+
+def _few(found: HeldOut, recipe: Recipe) -> HeldOut:
+    """As many rows as `quantize` judges on."""
+    usual = EVAL_WRITTEN if isinstance(found.labelled.task, WritingTask) else EVAL_ROWS
+    most = usual if recipe.eval_samples is None else recipe.eval_samples
+    kept = found.part.rows[:most]
+    features = [feature for feature in found.part.features if feature.row < len(kept)]
+    return replace(found, part=Part(kept, features))
+
+
+def _generation(model: Any, folder: Path) -> None:
+    """Give the model what its files say of generation."""
+    from transformers import GenerationConfig
+
+    model.config.use_cache = True
+    with suppress(OSError):
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        return
+    raise CompressError(f"{folder} has no generation_config.json; copy the one of the original model")

@@ -1,0 +1,188 @@
+"""onnxruntime: encoders as one graph; models that write as an encoder and two decoders, greedy, keys and values kept.
+
+`device: cuda` asks for the CUDA provider and falls back to the CPU where the installed package has none (the gpu extra
+installs onnxruntime-gpu). Where the processor has no VNNI, products of int8 would saturate in 16 bits; the session asks
+for exact ones (`session.x64quantprecision`).
+Source: onnxruntime_session_options_config_keys.h; providers: its documentation of execution providers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from export.runtimes._kind import Arithmetic, Runtime
+
+ENCODER, DECODER, WITH_PAST = "encoder_model", "decoder_model", "decoder_with_past_model"
+
+
+class Session:
+    """One export, open."""
+
+    def __init__(self, folder: str, settings: Mapping[str, Any]) -> None:
+        """settings: threads; device, cpu or cuda."""
+        self.folder = Path(folder)
+        self.config = _json(self.folder / "config.json")
+        self.kind = "encoder-decoder" if self.config.get("is_encoder_decoder") else "encoder"
+        self.vocabulary = int(self.config.get("vocab_size") or 0)
+        self.settings = settings
+        names = (ENCODER, DECODER, WITH_PAST) if self.kind == "encoder-decoder" else ("model",)
+        self.graphs = {name: self._open(name) for name in names}
+        self.reads = {name: {i.name: i for i in graph.get_inputs()} for name, graph in self.graphs.items()}
+
+    def run(self, inputs: Mapping[str, Any]) -> Any:
+        """The first output; of a model that writes, logits (B, T, V) of what `decoder_input_ids` are followed by."""
+        if self.kind == "encoder":
+            return self._ask("model", inputs)[0]
+        return self._ask(DECODER, self._read(inputs))[0]
+
+    def all(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Every output of an encoder by name."""
+        names = [output.name for output in self.graphs["model"].get_outputs()]
+        return dict(zip(names, self._ask("model", inputs), strict=True))
+
+    def write(self, inputs: Mapping[str, Any], n: int) -> list[list[int]]:
+        """At most n tokens for each row, greedy, up to the end token; tokens never said are left out as in
+        generation_config.json. `decoder_input_ids`: what all rows begin with."""
+        import numpy as np
+
+        told = self._read(inputs)
+        rules = _json(self.folder / "generation_config.json") | {}
+        rows = len(told["encoder_hidden_states"])
+        if "decoder_input_ids" not in inputs:
+            told["input_ids"] = np.tile(np.asarray([self.beginning(rules)], np.int64), (rows, 1))
+        ends = rules.get("eos_token_id", self.config.get("eos_token_id"))
+        ends = set(ends if isinstance(ends, list) else [ends])
+        never = [int(t) for t in rules.get("suppress_tokens") or []]
+        first = [int(t) for t in rules.get("begin_suppress_tokens") or []]
+        written: list[list[int]] = [[] for _ in range(rows)]
+        done = [False] * rows
+        made, kept = self._step(DECODER, told)
+        for turn in range(n):
+            logits = made[:, -1].copy()
+            logits[:, never + (first if turn == 0 else [])] = -np.inf
+            chosen = logits.argmax(-1)
+            for row, token in enumerate(chosen.tolist()):
+                done[row] = done[row] or token in ends
+                if not done[row]:
+                    written[row].append(token)
+            if all(done) or turn == n - 1:
+                break
+            made, more = self._step(WITH_PAST, {**told, **kept, "input_ids": chosen[:, None].astype(np.int64)})
+            kept |= more
+        return written
+
+    def beginning(self, rules: Mapping[str, Any]) -> list[int]:
+        """What a text begins with: the start token, and what generation_config.json forces after it."""
+        start = rules.get("decoder_start_token_id", self.config.get("decoder_start_token_id"))
+        found = [int(start if start is not None else self.config["bos_token_id"])]
+        language, task = rules.get("language"), rules.get("task")
+        if rules.get("is_multilingual") and language in (rules.get("lang_to_id") or {}):
+            found += [rules["lang_to_id"][language], rules["task_to_id"][task or "transcribe"]]
+        if rules.get("no_timestamps_token_id") is not None:
+            found.append(int(rules["no_timestamps_token_id"]))
+        return found
+
+    def tokenize(self, text: str) -> list[int] | None:
+        """None: onnxruntime has no tokenizer."""
+        del text
+        return None
+
+    def chat(self, messages: list[dict[str, str]]) -> list[int] | None:
+        """None: it has no templates either."""
+        del messages
+        return None
+
+    def _read(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Inputs of a first step: what the encoder makes of what is read, and what is written already."""
+        import numpy as np
+
+        given = dict(inputs)
+        written = given.pop("decoder_input_ids", None)
+        hears = "input_features" in self.reads[ENCODER]
+        if hears and "input_features" not in given:  # a latency is asked for, by token ids
+            written = given["input_ids"]
+            shape = [1 if isinstance(n, str) else n for n in self.reads[ENCODER]["input_features"].shape]
+            given["input_features"] = np.zeros((len(written), *shape[1:]), np.float32)
+        hidden = self._ask(ENCODER, given)[0]
+        if written is None:
+            written = np.full((len(hidden), 1), self.beginning({})[0], np.int64)
+        mask = given.get("attention_mask")
+        if mask is None and not hears:
+            mask = np.ones(given["input_ids"].shape, np.int64)
+        return {"encoder_hidden_states": hidden, "input_ids": written, "encoder_attention_mask": mask}
+
+    def _step(self, name: str, given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        found = self._ask(name, given)
+        names = [output.name for output in self.graphs[name].get_outputs()]
+        kept = {f"past_key_values{n[len('present') :]}": v for n, v in zip(names[1:], found[1:], strict=True)}
+        return found[0], kept
+
+    def _ask(self, name: str, given: Mapping[str, Any]) -> Any:
+        import numpy as np
+
+        told = {}
+        for wanted in self.reads[name]:
+            value = given.get(wanted)
+            if value is None and wanted in ("attention_mask", "token_type_ids"):
+                like = given["input_ids"]
+                value = np.ones_like(like) if wanted == "attention_mask" else np.zeros_like(like)
+            if value is None:
+                raise ValueError(f"{name}.onnx reads {wanted}, which was not given")
+            told[wanted] = value
+        return self.graphs[name].run(None, told)
+
+    def _open(self, name: str) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = int(self.settings.get("threads") or 0)
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        if not _has_vnni():
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        path = self.folder / f"{name}.onnx"
+        if not path.is_file():  # a model repository
+            path = self.folder / name / "1" / "model.onnx"
+        return onnxruntime.InferenceSession(str(path), options, providers=providers(self.settings))
+
+
+def providers(settings: Mapping[str, Any]) -> list[Any]:
+    """Execution providers, best first: CUDA where it is asked for and there."""
+    import onnxruntime
+
+    there = onnxruntime.get_available_providers()
+    wanted = str(settings.get("device") or "cpu")
+    found: list[Any] = []
+    if wanted.startswith("cuda") and "CUDAExecutionProvider" in there:
+        number = int(wanted.partition(":")[2] or 0)
+        found.append(("CUDAExecutionProvider", {"device_id": number}))
+    return [*found, "CPUExecutionProvider"]
+
+
+def _has_vnni() -> bool:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return "avx512_vnni" in text or "avx_vnni" in text
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
+RUNTIME = Runtime(
+    open=Session,
+    formats={
+        "onnx": Arithmetic(
+            why="float32 sums in another order, and products of integers where inputs are int8", integers=True
+        )
+    },
+    distribution="onnxruntime",
+    extra="onnx",
+    notes=("opens encoders and encoder-decoders; decoder-only language models are for onnxruntime-genai",),
+)
