@@ -39,7 +39,7 @@ from compress.core.numerics.packing import pack_int32
 from compress.core.safetensors_file import Pending, from_entry, pending
 from compress.core.types import FormatCaps, QTensor, Scheme
 from export.formats._gptq_kernels import kernel_notes
-from export.formats._gptq_read import read_back
+from export.formats._gptq_read import kept, read_back
 from export.kinds import ExportFormat, Report, Written
 from export.shards import write_sharded
 from export.source import Coded, Source
@@ -277,4 +277,5 @@ EXPORT = ExportFormat(
     write=write,
     read_back=read_back,
     readme=readme,
+    kept=kept,
 )
