@@ -147,7 +147,7 @@ def _runtimes(where: Path, form: ExportFormat, settings: VerifySettings) -> tupl
     there = [place.name for place in places if place.interpreter is not None]
     needed = places if settings.runtimes else [] if there else places[:1]
     missing = [str(MissingRuntimeError(p.name, p.install)) for p in needed if p.interpreter is None]
-    return there, missing
+    return there, missing or ([] if places else [f"{name} does not open it: {why}" for name, why in refused.items()])
 
 
 def _judged(

@@ -40,6 +40,20 @@ def read_back(folder: Path, source: Source) -> Iterator[tuple[str, Tensor]]:
                 yield layer.name, torch.from_numpy(np.concatenate(rows))
 
 
+def kept(folder: Path, source: Source) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(name, as stored, as it should be), float32, of every tensor that is no part of a packed layer."""
+    with ExitStack() as stack:
+        from safetensors import safe_open
+
+        files = [stack.enter_context(safe_open(path, "pt")) for path in sorted(folder.glob("*.safetensors"))]
+        where = {name: file for file in files for name in file.keys()}  # noqa: SIM118  (no mapping)
+        for key in source.checkpoint.entries:
+            if f"{key.removesuffix('.weight')}.qweight" in where:
+                continue
+            stored = where[key].get_tensor(key) if key in where else torch.empty(0)
+            yield key, stored.float(), source.checkpoint.read(key, torch.float32)
+
+
 def rule(said: Mapping[str, Any], module: str) -> dict[str, Any]:
     """Settings of one module. Raises ModelError for one that the settings say is in float."""
     for pattern, values in said.get("dynamic", {}).items():

@@ -5,12 +5,11 @@ Per packed linear (O, I), codes of b bits: `qweight` int32 (I * b / 32, O), pack
 are dense bits from the lowest up, so 32 codes of 3 bits fill 3 words and two of them straddle.
 
 Zero points, by `checkpoint_format` of `quantization_config`:
-- `gptq` (v1) stores zero - 1. vLLM's gptq_gemm adds 1 to what it unpacks (csrc/quantization/gptq/q_gemm.cu);
-  GPTQModel adds 1 to all fields of a packed word at once, so that a zero of 0 would carry into its neighbour
-  (utils/model.py, convert_gptq_v1_to_v2_format_module: "sym=False ... will overflow"). A zero of 0 is therefore never
-  written as v1.
-- `gptq_v2` stores zero. vLLM reads it (layers/quantization/gptq.py, use_v2_format), GPTQModel does too; readers that do
-  not know the field are wrong by one.
+- `gptq` (v1) stores zero - 1. GPTQModel adds 1 to all fields of a packed word at once, so that a zero of 0 would carry
+  into its neighbour (utils/model.py, convert_gptq_v1_to_v2_format_module: "sym=False ... will overflow"), and vLLM's
+  older gptq_gemm and SGLang's add 1 to each. A zero of 0 is therefore never written as v1.
+- `gptq_v2` stores zero. GPTQModel reads it, and so did vLLM's gptq_gemm (layers/quantization/gptq.py, use_v2_format).
+- vLLM 0.32 reads neither: it opens symmetric checkpoints only (layers/quantization/auto_gptq.py, TYPE_MAP).
 `auto` is v1 where every zero is at least 1, and v2 otherwise.
 
 `dynamic` names the modules that differ: `+:pattern` other bits or groups, `-:pattern` stays in float; the first pattern
@@ -40,7 +39,7 @@ from compress.core.numerics.packing import pack_int32
 from compress.core.safetensors_file import Pending, from_entry, pending
 from compress.core.types import FormatCaps, QTensor, Scheme
 from export.formats._gptq_kernels import kernel_notes
-from export.formats._gptq_read import read_back
+from export.formats._gptq_read import kept, read_back
 from export.kinds import ExportFormat, Report, Written
 from export.shards import write_sharded
 from export.source import Coded, Source
@@ -130,8 +129,10 @@ def quantization_config(source: Source, held: Mapping[str, Coded], form: str) ->
     rules: dict[str, dict[str, Any]] = {}
     for layer in source.layers:
         coded = held.get(layer.name)
-        tied_or_embedding = layer.container == "embedding" or layer.tied_to is not None
-        if coded is None and not tied_or_embedding:
+        plain = (
+            layer.container != "embedding" and layer.tied_to is None and layer != head
+        )  # `lm_head` says it of the head
+        if coded is None and plain:
             rules |= {f"-:{pattern}": {} for pattern in _patterns(source, layer.name)}
         elif coded is not None and coded.scheme.name != main.name:
             scheme = coded.scheme
@@ -245,15 +246,25 @@ def _layer(
 def readme(folder: Path) -> list[str]:
     """How to serve it, and one request."""
     said = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
-    dtype = "bfloat16" if said["sym"] else "float16"
+    rules = [rule for rule in said.get("dynamic", {}).values() if rule]
+    if all(each["sym"] and each["bits"] in (4, 8) for each in (said, *rules)):
+        return [
+            "```",
+            "vllm serve . --served-model-name model",
+            "curl http://localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\",
+            '  -d \'{"model": "model", "messages": [{"role": "user", "content": "Name three fruits, please."}]}\'',
+            "```",
+            "",
+            "transformers opens it with `AutoModelForCausalLM.from_pretrained` where GPTQModel is installed.",
+        ]
     return [
+        "```python",
+        "from gptqmodel import GPTQModel",
+        "model = GPTQModel.load('.')",
+        "messages = [{'role': 'user', 'content': 'Name three fruits, please.'}]",
+        "ids = model.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors='pt')",
+        "print(model.tokenizer.decode(model.generate(input_ids=ids, max_new_tokens=100)[0]))",
         "```",
-        f"vllm serve . --served-model-name model --dtype {dtype}",
-        "curl http://localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\",
-        '  -d \'{"model": "model", "messages": [{"role": "user", "content": "Name three fruits, please."}]}\'',
-        "```",
-        "",
-        "transformers opens it with `AutoModelForCausalLM.from_pretrained` where GPTQModel is installed.",
     ]
 
 
@@ -266,4 +277,5 @@ EXPORT = ExportFormat(
     write=write,
     read_back=read_back,
     readme=readme,
+    kept=kept,
 )

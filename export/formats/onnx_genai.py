@@ -124,6 +124,10 @@ def write(source: Source, folder: Path, options: Options, report: Report) -> Wri
         notes.append("inputs of packed layers are rounded to int8 while it runs (accuracy_level 4)")
     if any(coded.scheme.bits < 4 for coded in source.coded.values()):
         notes.append("codes of 2 and 3 bits are stored in 4: the same values, no smaller than 4 bits")
+    if options.accuracy_level == 0 and any(coded.scheme.bits == 8 for coded in source.coded.values()):
+        notes.append(
+            "8-bit layers have no fast float32 kernel and decode slowly; accuracy_level=4 is far faster for them"
+        )
     return Written(tuple(source.coded), facts, tuple(notes))
 
 

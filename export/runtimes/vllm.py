@@ -121,8 +121,8 @@ def _refuses(config: Mapping[str, Any]) -> str | None:
             return f"its CPU kernels take weights of 4 bits, or of 8 with int8 inputs, and these have {bits}"
         if bits == 4 and inputs:
             return "its CPU kernels take no 4-bit weights with int8 inputs"
-    if said.get("quant_method") == "gptq" and (said.get("bits") != 4 or said.get("dynamic")):
-        return "its CPU kernels take GPTQ weights of 4 bits, all alike"
+    if said.get("quant_method") == "gptq" and (said.get("bits") != 4 or not said.get("sym") or said.get("dynamic")):
+        return "its CPU kernels take symmetric GPTQ weights of 4 bits, all alike"
     sizes = [config.get(key) for key in ("hidden_size", "intermediate_size")]
     if any(isinstance(size, int) and size % SIZE for size in sizes):
         return f"its CPU kernels take layers whose sizes are multiples of {SIZE}, and these are {sizes}"

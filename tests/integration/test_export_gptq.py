@@ -17,7 +17,7 @@ from compress.core.numerics.affine import dequantize
 from compress.pipeline.export import ExportSettings, export
 from export.formats.gptq import EXPORT
 from export.source import Source
-from tests.planted import change_json, change_tensors, failed_without_a_runtime, sealed
+from tests.planted import agrees, change_json, change_tensors, failed_without_a_runtime, judged, sealed
 from tests.rebuild import run
 from tests.tiny import save_tiny
 
@@ -92,7 +92,11 @@ def test_mixed_bits_are_said_module_by_module(made: Make, tmp_path: Path) -> Non
     for name in eight:
         rule = next(rule for rule in said["dynamic"] if rule.startswith("+:") and re.match(rule[2:], name))
         assert said["dynamic"][rule]["bits"] == 8
-    assert any(rule.startswith("-:") and re.match(rule[2:], "lm_head") for rule in said["dynamic"])
+    assert said["lm_head"] is False
+    assert not any(re.match(rule[2:], "lm_head") for rule in said["dynamic"])
+    plain = made("llama", bits=4, symmetric=True)
+    write(plain, tmp_path / "y")
+    assert "dynamic" not in json.loads((tmp_path / "y" / "config.json").read_text())["quantization_config"]
 
 
 def test_zero_points_choose_the_checkpoint_format(made: Make, tmp_path: Path) -> None:
@@ -151,8 +155,39 @@ def scale_perturbed(where: Path) -> None:
     change_tensors(where / "model.safetensors", lambda t: t["model.layers.0.mlp.up_proj.scales"][0, 0].mul_(1.001))
 
 
+def norm_zeroed(where: Path) -> None:
+    change_tensors(where / "model.safetensors", lambda t: t["model.norm.weight"].zero_())
+
+
+def head_perturbed(where: Path) -> None:
+    change_tensors(where / "model.safetensors", lambda t: t["lm_head.weight"][3].mul_(2))
+
+
+def norm_missing(where: Path) -> None:
+    change_tensors(where / "model.safetensors", lambda t: t.pop("model.norm.weight"))
+
+
 def no_template(where: Path) -> None:
     (where / "chat_template.jinja").unlink()
+
+
+@pytest.mark.parametrize("fault", [norm_zeroed, head_perturbed, norm_missing])
+def test_faults_in_what_is_kept(made: Make, tmp_path: Path, fault: Callable[[Path], None]) -> None:
+    out, where = made("llama", bits=4, symmetric=True), tmp_path / "x"
+    write(out, where)
+    fault(where)
+    sealed(where)
+    assert failed_without_a_runtime(where, out) == ["kept weights read back"]
+
+
+def test_an_export_that_no_runtime_here_opens_is_not_verified(made: Make, tmp_path: Path) -> None:
+    out, where = made("llama", bits=4), tmp_path / "x"
+    write(out, where)
+    found = judged(where, out)
+    assert all(line["passed"] for line in found.lines)
+    assert not found.passed
+    assert "symmetric" in found.missing[0]
+    assert not agrees(where, out)
 
 
 @pytest.mark.parametrize("fault", [zero_off_by_one, block_transposed, scale_perturbed])

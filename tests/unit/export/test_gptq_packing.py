@@ -13,7 +13,7 @@ from compress.core.errors import ModelError
 from compress.core.numerics.affine import dequantize
 from compress.core.types import LayerRef, QTensor, Scheme
 from export.formats import gptq
-from export.formats._gptq_kernels import kernel, kernel_notes
+from export.formats._gptq_kernels import in_vllm, kernel, kernel_notes
 from export.formats._gptq_read import rule, unpack
 from export.source import Coded
 
@@ -89,25 +89,29 @@ def test_a_scale_that_float16_cannot_hold_is_refused() -> None:
 @pytest.mark.parametrize(
     ("bits", "symmetric", "group", "shape", "runs", "because"),
     [
-        (4, True, 128, (1024, 1024), "Machete (Hopper) or Marlin", ""),
-        (8, True, -1, (1024, 1024), "Machete (Hopper) or Marlin", ""),
-        (4, True, 32, (1024, 1024), "Marlin (Turing", ""),
-        (4, True, 64, (64, 128), "Marlin (Turing", ""),
-        (4, True, 64, (576, 576), "ExLlama", "inputs in 128s"),
-        (4, True, 64, (1536, 576), "Machete (Hopper), else ExLlama", "inputs in 128s"),
-        (4, True, 96, (1536, 1536), "ExLlama", "96"),
-        (4, False, 128, (1024, 1024), "gptq_gemm", "symmetric"),
-        (3, True, 128, (1024, 1024), "gptq_gemm", "3 bits"),
+        (4, True, 128, (1024, 1024), "vLLM's Machete (Hopper) or Marlin", ""),
+        (8, True, -1, (1024, 1024), "vLLM's Machete (Hopper) or Marlin", ""),
+        (4, True, 32, (1024, 1024), "vLLM's Marlin (Turing", ""),
+        (4, True, 64, (64, 128), "vLLM's Marlin (Turing", ""),
+        (4, True, 64, (576, 576), "vLLM's Marlin (Turing", "padded"),
+        (4, True, 64, (1536, 576), "vLLM's Machete (Hopper) or Marlin", ""),
+        (4, True, 96, (1536, 1536), "vLLM's ExLlama", "96"),
+        (4, False, 128, (1024, 1024), "GPTQModel's ExLlama v2", ""),
+        (3, True, 128, (1024, 1024), "GPTQModel's Triton", "4 bits"),
+        (4, False, 64, (48, 64), "GPTQModel's Triton", "sizes in 32s"),
     ],
 )
 def test_which_kernel_runs_it(
     bits: int, symmetric: bool, group: int, shape: tuple[int, int], runs: str, because: str
 ) -> None:
     coded = layer(bits, symmetric, group, shape)
-    name, reason = kernel(coded)
+    opened = in_vllm([coded])
+    name, reason = kernel(coded, opened)
     assert name.startswith(runs)
     assert because in reason
-    assert "every layer" in next(iter(kernel_notes([coded, coded])))
+    notes = list(kernel_notes([coded, coded]))
+    assert "every layer" in notes[-1]
+    assert opened or "--symmetric" in notes[0]
 
 
 def test_the_first_rule_that_matches_counts() -> None:
