@@ -147,7 +147,7 @@ EXPORT = Format(
         containers=frozenset({"linear", "embedding"}),
         notes=("int8 inputs by token are symmetric",),
     ),
-    runtimes=("onnxruntime",),
+    runtimes=("onnxruntime", "optimum"),
     options=Options,
     refuses=refuses,
     write=write,
