@@ -130,8 +130,9 @@ class Recipe(_Settings):
 
     @model_validator(mode="after")
     def _one_scheme(self) -> Self:
-        given = {"bits", "group_size", "symmetric", "mixed", "activations"} & self.model_fields_set
-        shown = [n for n in sorted(given) if getattr(self, n) not in ("auto", "none", None, False)]
+        others = ("bits", "group_size", "symmetric", "mixed", "activations")
+        fields = type(self).model_fields
+        shown = [name for name in others if getattr(self, name) != fields[name].default]
         if self.scheme and shown:
             raise ValueError(f"--scheme {self.scheme} says it all; leave out --{shown[0].replace('_', '-')}")
         return self

@@ -182,15 +182,18 @@ TINY: dict[str, Tiny] = {
     ),
 }
 
-AUTO: dict[str, str] = {name: tiny.auto for name, tiny in TINY.items()}
-DECODERS: tuple[str, ...] = tuple(name for name, auto in AUTO.items() if auto == CAUSAL)
-ENCODERS: tuple[str, ...] = tuple(name for name, auto in AUTO.items() if auto in (MASKED, BASE))
-ENCODER_DECODERS: tuple[str, ...] = tuple(name for name, auto in AUTO.items() if auto in (SEQ2SEQ, SPEECH))
+MORE: dict[str, Tiny] = {"qwen3-wide": Tiny("qwen3", CAUSAL, _decoder(64, 2, head_dim=32, tie_word_embeddings=True))}
+"""Other sizes, for formats that want multiples of 32."""
+
+AUTO: dict[str, str] = {name: tiny.auto for name, tiny in (TINY | MORE).items()}
+DECODERS: tuple[str, ...] = tuple(name for name in TINY if AUTO[name] == CAUSAL)
+ENCODERS: tuple[str, ...] = tuple(name for name in TINY if AUTO[name] in (MASKED, BASE))
+ENCODER_DECODERS: tuple[str, ...] = tuple(name for name in TINY if AUTO[name] in (SEQ2SEQ, SPEECH))
 
 
 def tiny_config(name: str) -> Any:
     """The small config of architecture `name` (a key of TINY)."""
-    tiny = TINY[name]
+    tiny = (TINY | MORE)[name]
     ids = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
     return AutoConfig.for_model(tiny.model_type, vocab_size=VOCAB, **ids, **tiny.config)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ TEXTS = (
     "Ärger über Öl, naïve café, Ελληνικά, русский текст",
     "def f(x):\n    return x ** 2  # squares\n\n\tif not x:",
     "  two  spaces, and a trailing one ",
-    "🙂 emoji and 한국어 日本語",
+    "🙂 emoji and 日本語",
+    "한국어 문장",
 )
 """Texts that tokenizers of runtimes get wrong, by our experience: digits, blanks, other scripts, code."""
 
@@ -47,6 +50,10 @@ def read_probe(out: Path, limit: int) -> list[Tensor]:
     return [torch.tensor(ids[:limit]) for ids in found if ids]
 
 
-def texts_of(tokenizer: Any, sequences: list[Tensor]) -> list[str]:
-    """Texts to try tokenizers on: those above, and the probe's own."""
-    return [*TEXTS, *(tokenizer.decode(ids, skip_special_tokens=True) for ids in sequences)]
+def texts_of(tokenizer: Any, sequences: list[Tensor], unlike: Sequence[str] = ()) -> list[str]:
+    """Texts to try tokenizers on: those above, and the probe's own.
+
+    unlike: scripts, as Unicode names begin (`HANGUL`), that the runtime is known, and said, to cut otherwise.
+    """
+    tried = [text for text in TEXTS if not any(unicodedata.name(c, "").startswith(tuple(unlike)) for c in text)]
+    return [*(tried if unlike else TEXTS), *(tokenizer.decode(ids, skip_special_tokens=True) for ids in sequences)]

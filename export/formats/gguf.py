@@ -7,7 +7,9 @@ vectors and positions are float32, as llama.cpp wants them. Written with the ggu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +23,7 @@ from compress.core.numerics.ggml import BLOCK, kind_for, pack, to_blocks
 from compress.core.types import GGML_BITS, FormatCaps, QTensor
 from export.ggml import architecture
 from export.ggml.tensors import ALWAYS_FLOAT, Named, named
-from export.ggml.vocabulary import vocabulary, write_vocabulary
+from export.ggml.vocabulary import Vocabulary, vocabulary, write_vocabulary
 from export.kinds import ExportFormat, Report, Written
 from export.source import Source
 
@@ -75,43 +77,58 @@ def write(source: Source, folder: Path, options: Options, report: Report) -> Wri
     writer.add_name(source.name)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     architecture.write_parameters(writer, config, source.folder)
-    write_vocabulary(writer, vocabulary(source.folder, config.vocab_size, options.words), source.folder)
+    words = vocabulary(source.folder, config.vocab_size, options.words)
+    write_vocabulary(writer, words, source.folder)
     tensors = list(named(source))
     kinds = {each.name: _kind(each, source, options) for each in tensors}
     for each in tensors:
-        shape = _shape(each, source)
-        size, width = gguf.GGML_QUANT_SIZES[kinds[each.name]]
-        plain = kinds[each.name].name in DTYPES.values()
-        stored = shape if plain and kinds[each.name].name != "BF16" else (*shape[:-1], shape[-1] // size * width)
-        dtype = {"F32": np.float32, "F16": np.float16}.get(kinds[each.name].name, np.uint8)
-        nbytes = int(np.prod(stored)) * np.dtype(dtype).itemsize
-        raw = None if dtype != np.uint8 else kinds[each.name]
-        writer.add_tensor_info(each.name, list(stored), np.dtype(dtype), nbytes, raw_dtype=raw)
+        _announce(writer, each, _shape(each, source), kinds[each.name])
     if (factors := architecture.rope_factors(config)) is not None:
         writer.add_tensor_info("rope_freqs.weight", list(factors.shape), np.dtype(np.float32), factors.nbytes)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for number, each in enumerate(tensors):
-        report("writing gguf", number, len(tensors))
-        writer.write_tensor_data(_data(each, source, kinds[each.name].name))
-    if factors is not None:
-        writer.write_tensor_data(factors.numpy())
-    writer.close()
+    with closing(writer):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for number, each in enumerate(tensors):
+            report("writing gguf", number, len(tensors))
+            writer.write_tensor_data(_data(each, source, kinds[each.name].name))
+        if factors is not None:
+            writer.write_tensor_data(factors.numpy())
     packed = tuple(each.layer for each in tensors if each.layer is not None)
-    counts: dict[str, int] = {}
-    for kind in kinds.values():
-        counts[kind.name] = counts.get(kind.name, 0) + 1
-    kept = _kept_dtype(source, options)
-    facts = {"file": FILE, "tensors": counts, "arithmetic": {"dense": _INPUTS[kept]}}
-    return Written(packed, facts, architecture.notes(config))
+    facts: dict[str, Any] = {"file": FILE, "tensors": dict(Counter(kind.name for kind in kinds.values()))}
+    facts["arithmetic"] = {"dense": _INPUTS[_kept_dtype(source, options)]}
+    return Written(packed, *_limits(config, words, facts))
+
+
+def _announce(writer: Any, each: Named, shape: tuple[int, ...], kind: Any) -> None:
+    """Name, shape and type of a tensor, before any data is written."""
+    import gguf
+
+    size, width = gguf.GGML_QUANT_SIZES[kind]
+    dtype = {"F32": np.float32, "F16": np.float16}.get(kind.name, np.uint8)
+    stored = shape if dtype != np.uint8 else (*shape[:-1], shape[-1] // size * width)
+    nbytes = int(np.prod(stored)) * np.dtype(dtype).itemsize
+    raw = kind if dtype == np.uint8 else None
+    writer.add_tensor_info(each.name, list(stored), np.dtype(dtype), nbytes, raw_dtype=raw)
+
+
+def _limits(config: Any, words: Vocabulary, facts: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Facts and notes with what llama.cpp does otherwise than transformers."""
+    notes = []
+    if (window := architecture.same_up_to(config)) is not None:
+        facts["longest"] = window
+        notes.append(f"llama.cpp has no sliding window here: texts above {window} tokens come out otherwise")
+    if words.unlike:
+        facts["unlike"] = list(words.unlike)
+        notes.append(f"llama.cpp cuts {', '.join(words.unlike).capitalize()} otherwise than the tokenizer does")
+    return facts, tuple(notes)
 
 
 _INPUTS = {"F32": "", "F16": "float16", "BF16": "bfloat16"}
 
 
 def read_back(folder: Path, source: Source) -> Iterator[tuple[str, Tensor]]:
-    """Every packed layer as the gguf package reads and dequantizes it. Raises ModelError for a file it cannot read."""
+    """Every tensor as the gguf package reads and dequantizes it. Raises ModelError for a file it cannot read."""
     import gguf
 
     try:
@@ -119,7 +136,7 @@ def read_back(folder: Path, source: Source) -> Iterator[tuple[str, Tensor]]:
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise ModelError(f"{folder / FILE} cannot be read ({error}); run compress export again") from None
     for each in named(source):
-        if each.layer is None or each.name not in stored:
+        if each.name not in stored or each.shift:  # a sum cannot be taken back exactly; the runtime judges it
             continue
         tensor = stored[each.name]
         weight = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy())
@@ -127,7 +144,8 @@ def read_back(folder: Path, source: Source) -> Iterator[tuple[str, Tensor]]:
             back = torch.empty_like(weight)
             back[each.order] = weight
             weight = back
-        yield each.layer, weight
+        weight = weight.t() if each.turned and each.layer is None else weight
+        yield each.layer or each.param, weight
 
 
 def readme(folder: Path) -> list[str]:

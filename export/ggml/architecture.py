@@ -51,10 +51,7 @@ def refuses(config: Any, model_class: str) -> str | None:
         found = architecture_of(config)
     except RecipeError as error:
         return str(error)
-    served = (
-        model_class.endswith(("ForCausalLM", "LMHeadModel")) if not found.embedder else model_class.endswith("Model")
-    )
-    if not served and not (found.embedder and model_class.endswith("ForMaskedLM")):
+    if not model_class.endswith(("Model",) if found.embedder else ("ForCausalLM", "LMHeadModel")):
         return f"llama.cpp serves text and embeddings, not {model_class}; use onnx"
     if (kind := rope(config).get("rope_type", "default")) not in ROPE_KINDS:
         return f"rope scaling {kind!r} is not written here; {', '.join(ROPE_KINDS)} are"
@@ -66,14 +63,12 @@ def refuses(config: Any, model_class: str) -> str | None:
     return None
 
 
-def notes(config: Any) -> tuple[str, ...]:
-    """Where llama.cpp's model is another than transformers', though not on short texts."""
+def same_up_to(config: Any) -> int | None:
+    """Tokens up to which llama.cpp's model is transformers'; None for all the model takes."""
     window = getattr(config, "sliding_window", None)
     if architecture_of(config).windows or not window or not getattr(config, "use_sliding_window", True):
-        return ()
-    if window >= getattr(config, "max_position_embeddings", 0):
-        return ()
-    return (f"llama.cpp has no sliding window for this architecture: texts above {window} tokens differ",)
+        return None
+    return int(window) if window < getattr(config, "max_position_embeddings", 0) else None
 
 
 def rope(config: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class Vocabulary:
     """kind: tokenizer.ggml.model. words: tokenizer.ggml.pre. tokens, types: one a row of the embedding.
 
     scores: of sentencepiece kinds. space_first: whether texts get a blank before them, None where that is not said.
+    unlike: scripts that llama.cpp cuts otherwise, as Unicode names begin.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Vocabulary:
     types: list[int]
     scores: list[float] | None
     space_first: bool | None
+    unlike: tuple[str, ...] = ()
 
 
 def vocabulary(folder: Path, rows: int, words: str = "") -> Vocabulary:
@@ -41,20 +43,32 @@ def vocabulary(folder: Path, rows: int, words: str = "") -> Vocabulary:
 
     Raises RecipeError for tokenizers that llama.cpp has no counterpart of.
     """
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise RecipeError(f"{folder} has no tokenizer.json; save it with a fast tokenizer first")
-    told = json.loads(file.read_text(encoding="utf-8"))
+    told = _told(folder)
     model = told["model"]
     tokens, types = _tokens(told, rows)
     if model["type"] == "WordPiece":
         marked = [_phantom(text, kind) for text, kind in zip(tokens, types, strict=True)]
-        return Vocabulary("bert", words or "bert-bge", marked, types, None, None)
+        # transformers takes accents off by decomposing text, and that takes Hangul apart; llama.cpp leaves it whole
+        return Vocabulary("bert", words or "bert-bge", marked, types, None, None, ("HANGUL",))
     if model["type"] != "BPE":
         raise RecipeError(f"a {model['type']} tokenizer is not written to GGUF here; BPE and WordPiece are")
     if _parts(told.get("decoder"), "ByteFallback") or model.get("byte_fallback"):
         return _pieces(told, tokens, types)
     return Vocabulary("gpt2", words or _words(told), tokens, types, None, None)
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    """tokenizer.json as transformers makes it of the folder: for some model types it cuts text otherwise than the file
+    says."""
+    from transformers import AutoTokenizer
+
+    try:
+        backend = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+    except (OSError, ValueError, AttributeError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise RecipeError(f"{folder} has no fast tokenizer ({said}); save one with save_pretrained first") from None
+    told: dict[str, Any] = json.loads(backend.to_str())
+    return told
 
 
 def _tokens(told: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:

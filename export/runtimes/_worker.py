@@ -41,6 +41,8 @@ class Server:
     """Verbs of one process; at most one export is open."""
 
     def __init__(self, name: str) -> None:
+        here = Path(__file__).resolve().parent  # first on the path of a script: our vllm.py would be everybody's vllm
+        sys.path[:] = [path for path in sys.path if not path or Path(path).resolve() != here]
         package = types.ModuleType("export")
         package.__path__ = [str(Path(__file__).resolve().parents[1])]
         sys.modules.setdefault("export", package)

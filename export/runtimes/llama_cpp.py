@@ -18,8 +18,8 @@ class Session:
     """A GGUF file, open. Logits are asked for where they are read: all of a prompt would not fit for long ones."""
 
     def __init__(self, folder: str, settings: Mapping[str, Any]) -> None:
-        from llama_cpp import llama_cpp
         import numpy as np
+        from llama_cpp import llama_cpp
 
         self.lib, self.np = llama_cpp, np
         self._quiet = llama_cpp.llama_log_callback(lambda *_: None)

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from compress.core.blocks import find_structure
 from compress.core.checkpoint import Checkpoint
-from compress.core.skeleton import compute_parameters
 from compress.core.errors import ModelError
+from compress.core.skeleton import compute_parameters
 from tests.tiny import meta_model, save_tiny, tiny_model
 
 
