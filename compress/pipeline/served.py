@@ -74,7 +74,7 @@ def rows_of(source: Source, reference: Reference) -> tuple[Rows | None, str]:
 def judged(process: RuntimeProcess, rows: Rows, config: Any, subject: str) -> tuple[Line, list[Measurement]]:
     """The runtime's figures on the rows, a line on the first of them against the reference's."""
     task = rows.found.labelled.task
-    theirs = _counts(Served(process, config), rows.found)
+    theirs = _counts(_Served(process, config), rows.found)
     mine, other = (task.figures(counts.sum(0, keepdims=True))[0] for counts in (rows.counts, theirs))
     n = len(rows.counts)
     measured = []
@@ -98,7 +98,7 @@ def judged(process: RuntimeProcess, rows: Rows, config: Any, subject: str) -> tu
     return line, measured
 
 
-class Served(nn.Module):
+class _Served(nn.Module):
     """A runtime's process in the place of a model."""
 
     def __init__(self, process: RuntimeProcess, config: Any) -> None:

@@ -1,4 +1,4 @@
-"""optimum: an ONNX export opened by the `ORTModelFor...` class that its config names, as transformers' pipelines use it.
+"""optimum: an ONNX export opened by the `ORTModelFor...` class that its config names, as pipelines use it.
 
 Its newest release asks for transformers below 4.58, so it lives in an environment of its own.
 """
