@@ -147,7 +147,7 @@ def test_the_task_is_judged_and_the_readme_is_right(
     assert line["torch"] == pytest.approx(figures[str(out), "accuracy"], abs=1e-9)
     code = (where / "README.md").read_text().split("```python")[1].split("```")[0]
     monkeypatch.chdir(where)
-    exec(code)  # as a reader would run it
+    exec(code, {})  # as a reader would run it
     assert len(capsys.readouterr().out.strip().strip("[]").split()) == 2  # a class for each sentence
 
 
