@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from compress.core.errors import RecipeError
-from compress.core.types import BITS, GGML_BITS
+from compress.core.types import BITS, NAMED
 
 DEMO = "demo"
 EVAL_DOCUMENTS, EVAL_ROWS = 16, 500  # held out for measuring: documents of text, labelled rows
@@ -63,7 +63,7 @@ class Recipe(_Settings):
     out: str = Field("", description="output folder; default: MODEL's name and the bits")
     bits: int = Field(4, description="bits per weight: 2, 3, 4 or 8")
     scheme: str = Field(
-        "", description="a number format by name instead of bits and groups: q4_0, q4_1, q5_0, q5_1, q8_0"
+        "", description="a number format by name instead of bits and groups: q4_0, q4_1, q5_0, q5_1, q8_0, nf4"
     )
     group_size: int | Literal["auto"] = Field("auto", description="inputs per scale: 16 to 256, -1 whole row, auto")
     symmetric: bool | None = Field(None, description="no zero points; default: at 8 bits only")
@@ -124,8 +124,8 @@ class Recipe(_Settings):
     @field_validator("scheme")
     @classmethod
     def _scheme(cls, value: str) -> str:
-        if value and value.lower() not in GGML_BITS:
-            raise ValueError(f"--scheme {value} is unknown; use {', '.join(GGML_BITS)}, or --bits and --group-size")
+        if value and value.lower() not in NAMED:
+            raise ValueError(f"--scheme {value} is unknown; use {', '.join(NAMED)}, or --bits and --group-size")
         return value.lower()
 
     @model_validator(mode="after")

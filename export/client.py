@@ -27,9 +27,10 @@ class RuntimeProcess(Child):
             raise MissingRuntimeError(where.name, where.install)
         own = where.how == "own"
         environment = device.child_environment() if own else device.plain_environment()
+        environment |= {**environments.runtime(name).environment}
         command = [str(where.interpreter), str(_worker.__file__), where.name]
         super().__init__(command, environment, where.name, patience)
-        self.runtime, self.kind, self.vocabulary = where.name, "", 0
+        self.runtime, self.kind, self.vocabulary, self.normalised = where.name, "", 0, False
         try:
             self.threads = int(self.ask("settings", {"values": {"threads": threads}}))
             self.version = str(self.ask("version", {}))
@@ -47,6 +48,7 @@ class RuntimeProcess(Child):
             process.close(at_once=True)
             raise
         process.kind, process.vocabulary = str(told["kind"]), int(told["vocabulary"])
+        process.normalised = bool(told.get("normalised"))
         return process
 
     def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -69,7 +71,7 @@ class RuntimeProcess(Child):
         return found
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int] | None:
-        """Ids of the prompt that its server builds; None where it has no template."""
+        """Ids of the prompt that its server builds: none where it has no template; None where it never builds any."""
         found: list[int] | None = self.ask("chat", {"messages": [dict(m) for m in messages]})
         return found
 

@@ -51,6 +51,14 @@ def runtime(name: str) -> Runtime:
     return found
 
 
+def refuses(name: str, export: Path) -> str | None:
+    """Why the runtime `name` does not open this export; None where it may."""
+    kind, config = runtime(name), export / "config.json"
+    if kind.refuses is None or not config.is_file():
+        return None
+    return kind.refuses(json.loads(config.read_text(encoding="utf-8")))
+
+
 def plain(name: str) -> str:
     """A runtime's name as its file has it."""
     return name.replace(".", "-").replace("_", "-").lower()

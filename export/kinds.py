@@ -36,11 +36,10 @@ class ExportFormat:
     options: a frozen dataclass of its settings. refuses: (source, options) -> why this artifact cannot be written in it
     and what can, None when it can; looks at names, shapes and schemes only. write: (source, folder, options, report)
     into an empty folder; the files that the tokenizer and server need lie there already. read_back: (folder, source) ->
-    (layer, weight (O, I) float32) of every packed layer, and (parameter, value) of whatever kept ones it can tell, by a
-    reader that is not ours where there is one. readme: (folder) -> lines that serve it and ask it once, Markdown.
-    acts: whether inputs that the artifact rounds to int8 are rounded by whoever opens the file, as it says. kept:
-    (folder, source) -> (name, as stored, as it should be) of what else the file says in numbers: weights that stayed
-    float, grids of inputs.
+    (layer, weight (O, I) float32) of every packed layer, by a reader that is not ours where there is one. readme:
+    (folder) -> lines that serve it and ask it once, Markdown. acts: whether inputs that the artifact rounds to int8 are
+    rounded by whoever opens the file, as it says. kept: (folder, source) -> (name, as stored, as it should be) of what
+    else the file says in numbers: weights that stayed float, grids of inputs.
     """
 
     summary: str

@@ -22,6 +22,7 @@ from compress.core.types import ActScheme
 from export.runtimes._kind import Arithmetic
 from export.source import Source
 
+OUTLIER = 6.0  # llm_int8_threshold
 BLOCK = 32  # inputs that share a scale in ggml's int8 blocks
 
 
@@ -104,6 +105,8 @@ class Reference:
             if arithmetic.integers:
                 return None
             return lambda _, given: (_acted(given[0], scheme, grid), *given[1:])
+        if coded is not None and name in self.packed and arithmetic.coded == "int8-outliers":
+            return lambda _, given: (rounded_but_outliers(given[0]), *given[1:])
         if coded is not None and name in self.packed and arithmetic.coded:
             size = BLOCK if arithmetic.coded == "int8-32" else coded.scheme.group_size
             narrow = arithmetic.coded == "int8-32"
@@ -127,6 +130,22 @@ def rounded_by_blocks(x: Tensor, size: int, narrow: bool) -> Tensor:
     codes = torch.where(scale > 0, padded / torch.where(scale > 0, scale, 1.0), 0.0).round()
     whole: Tensor = (codes * (scale.half().float() if narrow else scale)).flatten(-2)
     return whole[..., :columns]
+
+
+def rounded_but_outliers(x: Tensor, threshold: float = OUTLIER) -> Tensor:
+    """`x` (..., I) as LLM.int8 multiplies it: through float16 and int8, each token by its largest value, but for the
+    columns in which some token reaches `threshold`; a value that does is in nobody's largest.
+
+    Source: bitsandbytes/backends/default/ops.py, int8_vectorwise_quant and int8_mixed_scaled_mm (0.50.2).
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    through = rows.half().float()
+    outliers = through.abs() >= threshold
+    columns = outliers.any(0)
+    inside = torch.where(outliers, 0.0, through)
+    scale = inside.abs().amax(1, keepdim=True) / 127
+    codes = torch.where(scale > 0, inside / torch.where(scale > 0, scale, 1.0), 0.0).round()
+    return torch.where(columns, rows.float(), codes * scale).to(x.dtype).reshape(x.shape)
 
 
 def _acted(x: Tensor, scheme: ActScheme, grid: Grid | None) -> Tensor:

@@ -35,22 +35,14 @@ def check_stored(out: Path) -> dict[str, Any]:
 
     Returns a line for the record. Raises VerificationError naming the first layer that differs.
     """
-    from compressed_tensors.compressors import BaseCompressor
-    from compressed_tensors.quantization import QuantizationConfig
-
-    raw = json.loads((out / "config.json").read_text(encoding="utf-8")).get("quantization_config")
     entries = read_index(out)
     names = sorted(name.removesuffix(".weight_scale") for name in entries if name.endswith(".weight_scale"))
-    if raw is None or not names:
+    decoder = Decoder(out)
+    if not decoder.groups or not names:
         return {"check": "no packed layer to decode", "layers": 0, "passed": not names}
-    known = {k: v for k, v in raw.items() if k != "dequantize"}
-    groups = QuantizationConfig.model_validate(known).config_groups
     for name in names:
-        stored = {s: read_tensor(entries[f"{name}.{s}"]) for s in SUFFIXES if f"{name}.{s}" in entries}
-        named = (group for group in groups.values() if name in group.targets)
-        scheme = next(named, groups["group_0"])
-        compressor = BaseCompressor.get_value_from_registry(scheme.format)
-        theirs = compressor.decompress(dict(stored), scheme)["weight"].float()
+        stored, scheme = decoder.stored(name)
+        theirs = decoder.weight(name)
         ours = _decode(stored, scheme.weights)
         if not torch.equal(theirs, ours):
             worst = float((theirs - ours).abs().max())
@@ -61,6 +53,34 @@ def check_stored(out: Path) -> dict[str, Any]:
         "difference": 0.0,
         "passed": True,
     }
+
+
+class Decoder:
+    """compressed-tensors' own decompressor over the files of a folder, one module at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the index and the config; no weight."""
+        from compressed_tensors.quantization import QuantizationConfig
+
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+        self.entries = read_index(folder)
+        known = {key: value for key, value in (raw or {}).items() if key != "dequantize"}
+        self.groups: dict[str, Any] = dict(QuantizationConfig.model_validate(known).config_groups) if raw else {}
+
+    def stored(self, name: str) -> tuple[dict[str, Tensor], Any]:
+        """The stored tensors of the module `name` on disk, and the scheme that config.json gives it."""
+        found = {s: read_tensor(self.entries[f"{name}.{s}"]) for s in SUFFIXES if f"{name}.{s}" in self.entries}
+        named = (group for group in self.groups.values() if name in group.targets)
+        return found, next(named, self.groups["group_0"])
+
+    def weight(self, name: str) -> Tensor:
+        """The decoded weight (O, I) of the module `name` on disk, float32."""
+        from compressed_tensors.compressors import BaseCompressor
+
+        stored, scheme = self.stored(name)
+        compressor = BaseCompressor.get_value_from_registry(scheme.format)
+        decoded: Tensor = compressor.decompress(dict(stored), scheme)["weight"]
+        return decoded.float()
 
 
 def _decode(stored: dict[str, Tensor], arguments: Any) -> Tensor:

@@ -36,7 +36,8 @@ def command(
     out: str | None = typer.Option(None, help="Output folder [default: MODEL-BITSbit]."),
     bits: int | None = typer.Option(None, help="2, 3, 4 or 8 [default: 4]."),
     scheme: str | None = typer.Option(
-        None, help="ggml's block types for llama.cpp, instead of --bits: q4_0, q4_1, q5_0, q5_1, q8_0."
+        None,
+        help="Instead of --bits: ggml's blocks for llama.cpp (q4_0, q4_1, q5_0, q5_1, q8_0), nf4 for bitsandbytes.",
     ),
     group_size: str | None = typer.Option(None, help="Inputs per scale: 16 to 256, -1 whole row [default: auto]."),
     symmetric: bool | None = typer.Option(

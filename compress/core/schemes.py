@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 BITS = (2, 3, 4, 8)
 GGML_BITS = {"q4_0": 4, "q4_1": 4, "q5_0": 5, "q5_1": 5, "q8_0": 8}
 """ggml's block types: 32 weights, a float16 scale; the `_1` ones have a float16 minimum."""
+CODEBOOK_GROUPS = {"nf4": 64}
+"""Codes of four bits that name levels of a table (compress.core.numerics.codebook) -> weights that share a scale."""
+NAMED = (*GGML_BITS, *CODEBOOK_GROUPS)
+"""What `--scheme` takes."""
 DTYPE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
 
 
@@ -24,13 +28,14 @@ class Scheme:
 
     kind `int`: codes of `bits` bits; one scale (and, unless symmetric, one integer zero) per group of
     `group_size` inputs, -1 for the whole row. kind `ggml`: one of GGML_BITS, groups of 32; unless symmetric with a
-    float minimum instead of an integer zero. kind `dense`: the weight itself in `scale_dtype`.
+    float minimum instead of an integer zero. kind `codebook`: one of CODEBOOK_GROUPS, a scale each. kind `dense`: the
+    weight itself in `scale_dtype`.
     `scale_dtype` is the dtype on disk, `scale_bits` how many significant bits of it are used (0: all); codes are
     solved against scales already rounded to that grid. With `scale_bits` + `bits` at most the significand of
     `scale_dtype`, every product of code and scale is exact in that dtype, so no server can round it.
     """
 
-    kind: Literal["int", "ggml", "dense"] = "int"
+    kind: Literal["int", "ggml", "codebook", "dense"] = "int"
     bits: int = 4
     group_size: int = -1
     symmetric: bool = False
@@ -44,6 +49,12 @@ class Scheme:
             raise RecipeError(f"{self.bits} bits cannot be stored; use one of {', '.join(map(str, BITS))}")
         if self.kind == "ggml" and self.name not in GGML_BITS:
             raise RecipeError(f"ggml has no block type {self.name}; use one of {', '.join(GGML_BITS)}")
+        if self.kind == "codebook" and (self.bits, self.group_size, self.symmetric) != (
+            4,
+            CODEBOOK_GROUPS["nf4"],
+            True,
+        ):
+            raise RecipeError(f"the levels of nf4 are 16, for groups of {CODEBOOK_GROUPS['nf4']}; write nf4")
         if self.kind == "int" and self.group_size != -1 and self.group_size < 1:
             raise RecipeError(f"group size {self.group_size} is impossible; use 16 to 256, or -1 for the whole row")
 
@@ -54,6 +65,8 @@ class Scheme:
             return self.scale_dtype
         if self.kind == "ggml":
             return f"q{self.bits}_{0 if self.symmetric else 1}"
+        if self.kind == "codebook":
+            return "nf4"
         group = "row" if self.group_size == -1 else f"g{self.group_size}"
         return f"int{self.bits}-{group}-{'sym' if self.symmetric else 'asym'}"
 
@@ -64,6 +77,8 @@ class Scheme:
             return cls("dense", DTYPE_BITS[name], -1, True, name)
         if name in GGML_BITS:
             return cls("ggml", GGML_BITS[name], 32, name.endswith("_0"), "float16")
+        if name in CODEBOOK_GROUPS:
+            return cls("codebook", 4, CODEBOOK_GROUPS[name], True, "float32")
         match = re.fullmatch(r"int(\d+)-(row|g(\d+))-(sym|asym)", name)
         if not match:
             raise RecipeError(f"scheme {name!r} is not understood; write int4-g64-asym, int8-row-sym, q4_1 or bfloat16")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from compress.core.schemes import BITS as BITS
 from compress.core.schemes import DTYPE_BITS as DTYPE_BITS
 from compress.core.schemes import GGML_BITS as GGML_BITS
+from compress.core.schemes import NAMED as NAMED
 from compress.core.schemes import ActScheme as ActScheme
 from compress.core.schemes import Scheme as Scheme
 from compress.core.schemes import torch_dtype as torch_dtype
@@ -117,6 +118,8 @@ class LayerStats:
 @dataclass(frozen=True)
 class QTensor:
     """A quantized weight. `w = (codes - zero) * scale`, zero = 2^(bits-1) where `zero` is None.
+
+    Of a codebook, codes name its levels: `w = level[codes] * scale`.
 
     codes: (O, I) uint8, unpacked. scale: (O, G), already on the grid of scheme.scale_dtype.
     zero: (O, G) uint8, or None for a symmetric scheme.

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from compress.core.errors import HessianError, RecipeError
 from compress.core.numerics.affine import group_size_of, require_codes, symmetric_zero
+from compress.core.numerics.codebook import nearest, snapped
 from compress.core.numerics.curvature import MOST_DAMP, damped, shrunk
 from compress.core.numerics.descent import descend
 from compress.core.numerics.grid import (
@@ -240,11 +241,13 @@ class _Columns:
         count = target.shape[0]
         part = self.factor[start : start + count, start : start + count]
         steps = torch.empty_like(target)
+        table = self.scheme.kind == "codebook"
         for j, at in enumerate(group.tolist()):
-            step = torch.div(target[j], scale[at], out=steps[j]).round_().clamp_(low[at], high[at])
+            step = torch.div(target[j], scale[at], out=steps[j])
+            step = step.copy_(snapped(step, self.scheme)) if table else step.round_().clamp_(low[at], high[at])
             error = self.error[start + j].addcmul_(step, scale[at], value=-1)
             target[j + 1 :].addr_(part[j, j + 1 :], error)
-        return steps.add_(zero[group]).to(torch.uint8)
+        return nearest(steps, self.scheme) if table else steps.add_(zero[group]).to(torch.uint8)
 
 
 METHOD = LayerMethod(

@@ -15,6 +15,7 @@ from calibrate.data import DataSettings, prepare
 from compress.core.files import write_json
 from compress.core.types import TokenSet
 from compress.pipeline.inputs import load_tokenizer
+from export.source import Source
 
 PROBE = Path("compress") / "probe.json"
 SEQUENCES, TOKENS = 4, 96
@@ -57,3 +58,12 @@ def texts_of(tokenizer: Any, sequences: list[Tensor], unlike: Sequence[str] = ()
     """
     tried = [text for text in TEXTS if not any(unicodedata.name(c, "").startswith(tuple(unlike)) for c in text)]
     return [*(tried if unlike else TEXTS), *(tokenizer.decode(ids, skip_special_tokens=True) for ids in sequences)]
+
+
+def end_tokens(source: Source, tokenizer: Any) -> set[int]:
+    """Ids at which servers stop: by generation_config.json, else by config.json, and by the tokenizer."""
+    file = source.folder / "generation_config.json"
+    said = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    told = said if said is not None else source.config.get("eos_token_id")
+    several = told if isinstance(told, list) else [told]
+    return {int(token) for token in (*several, tokenizer.eos_token_id) if token is not None}

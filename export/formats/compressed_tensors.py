@@ -15,18 +15,27 @@ Limits come from how transformers 5 opens such a checkpoint, found by loading on
 
 from __future__ import annotations
 
+import json
+import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from compress.core.checkpoint import disk_parts
+from compress.core.errors import ModelError
+from compress.core.files import atomic_write, read_pieces
 from compress.core.numerics.activation import Grid
 from compress.core.numerics.affine import symmetric_zero
 from compress.core.numerics.packing import pack_int32, pack_zero
 from compress.core.types import ActScheme, FormatCaps, LayerPlan, LayerRef, QTensor, Scheme, torch_dtype
+from export.kinds import ExportFormat, Report, Written
+from export.source import Source
+from export.verify import Decoder
 
 PACKED, INT, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
 
@@ -86,8 +95,9 @@ class Format:
         """Why `layer` cannot be packed with `scheme` in a model that uses (container, scheme); None when it can."""
         if scheme.kind == "dense":
             return None
-        if scheme.kind == "ggml":
-            return f"compressed-tensors has no {scheme.name}; compress export --to gguf packs it"
+        if scheme.kind != "int":
+            other = "gguf" if scheme.kind == "ggml" else "bitsandbytes"
+            return f"compressed-tensors has no {scheme.name}; compress export --to {other} packs it"
         if layer.container not in CAPS.containers:
             return f"compressed-tensors cannot pack a {layer.container} weight"
         if layer.container == "embedding" and Stored(scheme, None, "embedding").layout != INT:
@@ -192,3 +202,106 @@ def side_codes(name: str, q: QTensor) -> dict[str, Tensor]:
 
 
 FORMAT = Format()
+
+
+@dataclass(frozen=True)
+class Options:
+    """copy: bytes of their own; else, where the disk can, the weights are the artifact's own files by another name."""
+
+    copy: bool = False
+
+
+def _refuses(source: Source, options: Any) -> str | None:
+    del options
+    beside = [coded for coded in source.coded.values() if coded.beside]
+    if beside and len(beside) == len(source.coded):
+        schemes = sorted({coded.scheme.name for coded in beside})
+        return (
+            f"it cannot hold {', '.join(schemes)} codes of {beside[0].layer.container} weights; it holds linear layers "
+            "of 2, 3, 4 and 8 bits (compress quantize --bits 4)"
+        )
+    return None
+
+
+def _write(source: Source, folder: Path, options: Options, report: Report) -> Written:
+    """OUT as it is, without what compress says about it."""
+    names = [name for name in source.manifest["files"] if _served(Path(name))]
+    for number, name in enumerate(names):
+        report("writing", number, len(names))
+        _place(source.folder / name, folder / name, options.copy)
+    packed = tuple(name for name, coded in source.coded.items() if not coded.beside)
+    notes = [
+        f"{name} is stored dense: its codes do not fit this format" for name, c in source.coded.items() if c.beside
+    ]
+    said = source.config.get("quantization_config") or {}
+    facts = {"format": said.get("format"), "groups": len(said.get("config_groups", {}))}
+    return Written(packed, facts, tuple(notes[:3] + ([f"and {len(notes) - 3} more"] if len(notes) > 3 else [])))
+
+
+def _served(name: Path) -> bool:
+    if name.parts[0] == "compress":
+        return False
+    return name.suffix == ".safetensors" or name.name.endswith(".index.json") or str(name) == "config.json"
+
+
+def _place(old: Path, new: Path, copy: bool) -> None:
+    new.parent.mkdir(parents=True, exist_ok=True)
+    if not copy and old.suffix == ".safetensors":
+        try:
+            return os.link(old, new)
+        except OSError:
+            pass  # another disk, or one without links
+    return atomic_write(new, read_pieces(old))
+
+
+def _read_back(folder: Path, source: Source) -> Iterator[tuple[str, Tensor]]:
+    """Every packed layer as compressed-tensors' own decompressor has it."""
+    decoder = Decoder(folder)
+    for name, coded in source.coded.items():
+        if coded.beside:
+            continue
+        parts = disk_parts(coded.layer, source.checkpoint.sources[coded.layer.param])
+        if parts is None:
+            raise ModelError(f"{name} is packed, and where its rows lie on disk is not known; report this")
+        yield name, torch.cat([decoder.weight(key.removesuffix(".weight")) for key, _, _ in parts])
+
+
+def _readme(folder: Path) -> list[str]:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kind = (config.get("architectures") or ["AutoModel"])[0]
+    lines = [
+        "In this folder, with transformers:",
+        "",
+        "```python",
+        f"from transformers import {kind}",
+        "",
+        f'model = {kind}.from_pretrained(".", dtype="float32")',
+        "```",
+    ]
+    if not kind.endswith(("ForCausalLM", "LMHeadModel")):
+        return lines
+    return [
+        *lines,
+        "",
+        "with vLLM (on a CPU 4 bits, or 8 bits with int8 inputs, and bfloat16; set VLLM_CPU_INT4_W4A8=0 there, or AMX",
+        "machines round inputs to int8):",
+        "",
+        "```sh",
+        "vllm serve . --served-model-name model --dtype bfloat16",
+        "curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\",
+        """  -d '{"model": "model", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}'""",
+        "```",
+    ]
+
+
+EXPORT = ExportFormat(
+    summary="the layout that transformers and vLLM open",
+    caps=CAPS,
+    runtimes=("transformers", "vllm"),
+    options=Options,
+    refuses=_refuses,
+    write=_write,
+    read_back=_read_back,
+    readme=_readme,
+    acts=True,
+)

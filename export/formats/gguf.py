@@ -128,7 +128,25 @@ _INPUTS = {"F32": "", "F16": "float16", "BF16": "bfloat16"}
 
 
 def read_back(folder: Path, source: Source) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor as the gguf package reads and dequantizes it. Raises ModelError for a file it cannot read."""
+    """Every packed layer as the gguf package reads and dequantizes it. Raises ModelError for a file it cannot read."""
+    for each, weight in _stored(folder, source):
+        if each.layer is not None:
+            yield each.layer, weight
+
+
+def kept(folder: Path, source: Source) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(name, as the gguf package reads it, as it should be) of every other tensor, float32."""
+    for each, value in _stored(folder, source):
+        if each.layer is None:
+            meant = source.weight(each.param) + each.shift
+            dtypes = (torch.float32, torch.bfloat16, torch.float16)
+            forms = [meant.to(dtype).float() for dtype in dtypes]
+            turned = value.t() if each.turned else value
+            yield each.param, turned, next((form for form in forms if torch.equal(form, turned)), meant)
+
+
+def _stored(folder: Path, source: Source) -> Iterator[tuple[Named, Tensor]]:
+    """Every tensor, rows in the model's order. A tensor that is not there is a ModelError, as is a damaged file."""
     import gguf
 
     try:
@@ -136,16 +154,15 @@ def read_back(folder: Path, source: Source) -> Iterator[tuple[str, Tensor]]:
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise ModelError(f"{folder / FILE} cannot be read ({error}); run compress export again") from None
     for each in named(source):
-        if each.name not in stored or each.shift:  # a sum cannot be taken back exactly; the runtime judges it
-            continue
+        if each.name not in stored:
+            raise ModelError(f"{folder / FILE} lacks {each.name}; run compress export again")
         tensor = stored[each.name]
         weight = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy())
         if each.order is not None:
             back = torch.empty_like(weight)
             back[each.order] = weight
             weight = back
-        weight = weight.t() if each.turned and each.layer is None else weight
-        yield each.layer or each.param, weight
+        yield each, weight
 
 
 def readme(folder: Path) -> list[str]:
@@ -221,4 +238,5 @@ EXPORT = ExportFormat(
     write=write,
     read_back=read_back,
     readme=readme,
+    kept=kept,
 )

@@ -5,13 +5,17 @@ returned (a session) speaks numpy:
 
     kind          decoder, encoder or encoder-decoder
     vocabulary    rows of the logits, 0 for encoders
+    tokens        how many ids there are, for encoders; where it is left out, 1000 are thought to be
     run(inputs)   dict of arrays by name (`input_ids` (B, L) int64 ...) -> logits (B, L, V) of a decoder, else the
                   first output of the model, float32
     greedy(ids, n)      n next tokens by argmax with the cache, end tokens not heeded      (decoders)
     step(ids, fresh)    logits (V,) after feeding `ids`; fresh: with an empty cache        (decoders; for timing)
     tokenize(text)      ids by the runtime's own tokenizer, no special tokens added; None where it has none
-    chat(messages)      ids of the prompt its server would build; None where it has no template
+    chat(messages)      ids of the prompt its server would build; None where the export has no template (a fault if
+                        the artifact has one); left out where the runtime never builds one
     write(inputs, n)    ids that it writes for what it reads                               (encoder-decoders)
+    normalised          True where `run` gives log-probabilities for want of logits
+    timed(ids, n)       seconds of prefill, and of each of n decode steps, where `step` cannot show them
 
 Only what the kind asks for needs to be there.
 """
@@ -28,7 +32,8 @@ class Arithmetic:
     """How a runtime computes, as far as it differs from float32 sums of the weights that the file stands for.
 
     dtype: of everything. coded: how the inputs of layers with codes are rounded: `int8-32` (symmetric int8, blocks of
-    32 inputs, float16 scales), `int8-group` (the same by the weight's own groups, float32 scales); empty: not at all.
+    32 inputs, float16 scales), `int8-group` (the same by the weight's own groups, float32 scales), `int8-outliers` (by
+    token, but for columns of values above 6); empty: not at all.
     dense: the dtype that inputs of layers without codes are rounded to; empty: not at all. why: a sentence.
     integers: inputs that the artifact itself rounds (W8A8) are rounded by other operations than the reference's, and
     products are of integers: right, but not to the last bit.
@@ -48,7 +53,8 @@ class Runtime:
     formats: that it opens, with the arithmetic it opens each with. distribution: the package whose version is the
     runtime's. packages: what `compress runtime install` installs, pinned and tested together; empty when it lives in
     the interpreter of compress itself. unwanted: packages to be removed afterwards. server: (folder, port) -> arguments
-    of the interpreter that start a server for OpenAI clients, None when it has none.
+    of the interpreter that start a server for OpenAI clients, None when it has none. environment: variables it runs
+    with, server and session alike. refuses: config.json of an export -> why it does not open that one.
     """
 
     open: Callable[[str, Mapping[str, Any]], Any]
@@ -58,5 +64,7 @@ class Runtime:
     unwanted: tuple[str, ...] = ()
     build: Mapping[str, str] = field(default_factory=dict)
     server: Callable[[str, int], list[str]] | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    refuses: Callable[[Mapping[str, Any]], str | None] | None = None
     extra: str = ""
     notes: tuple[str, ...] = ()

@@ -79,7 +79,8 @@ class Server:
         begin = time.perf_counter()
         self.session = self.runtime.open(subject, self.settings_given)
         self.load_seconds = time.perf_counter() - begin
-        return {"kind": self.session.kind, "vocabulary": int(self.session.vocabulary)}
+        normalised = bool(getattr(self.session, "normalised", False))
+        return {"kind": self.session.kind, "vocabulary": int(self.session.vocabulary), "normalised": normalised}
 
     def run(self, inputs: Mapping[str, Any]) -> Any:
         """The first output for named inputs: nested lists of whole numbers, or of floats."""
@@ -111,30 +112,21 @@ class Server:
         return None if any(ids is None for ids in found) else [list(map(int, ids)) for ids in found]
 
     def chat(self, messages: list[dict[str, str]]) -> list[int] | None:
-        """Ids of the prompt that the runtime builds from messages."""
-        ids = self._open().chat(messages)
-        return None if ids is None else [int(token) for token in ids]
+        """Ids of the prompt that it builds from messages: none without a template; None where it never builds one."""
+        if not hasattr(self._open(), "chat"):
+            return None
+        return [int(token) for token in self._open().chat(messages) or []]
 
     def latency(self, prompt: int, decode: int, repeats: int, warmup: int) -> dict[str, Any]:
         """Seconds of prefill and of decode steps, as compress.measure.subject times them."""
         import numpy as np
 
         session, threads = self._open(), self.settings_given["threads"]
-        most = session.vocabulary or 1000
+        most = getattr(session, "tokens", 0) or session.vocabulary or 1000
         ids = np.random.default_rng(0).integers(0, most, prompt)
         prefill, steps = [], []
         for turn in range(warmup + repeats):
-            begin = time.perf_counter()
-            if session.kind == "decoder":
-                logits = session.step([int(token) for token in ids], True)
-            else:
-                session.run({"input_ids": ids[None].astype(np.int64)})
-            first = time.perf_counter() - begin
-            taken = []
-            for _ in range(decode if session.kind == "decoder" else 0):
-                begin = time.perf_counter()
-                logits = session.step([int(logits.argmax())], False)
-                taken.append(time.perf_counter() - begin)
+            first, taken = _timed(session, ids, decode)
             if turn >= warmup:
                 prefill.append(first)
                 steps.append(taken)
@@ -150,6 +142,25 @@ class Server:
         if self.session is None:
             raise ValueError("no export is open in this worker; send load first")
         return self.session
+
+
+def _timed(session: Any, ids: Any, decode: int) -> tuple[float, list[float]]:
+    """Seconds of one prefill, and of the decode steps after it."""
+    told = [int(token) for token in ids]
+    if hasattr(session, "timed"):
+        first, taken = session.timed(told, decode)
+        return float(first), [float(seconds) for seconds in taken]
+    begin = time.perf_counter()
+    if session.kind != "decoder":
+        session.run({"input_ids": ids[None].astype("int64")})
+        return time.perf_counter() - begin, []
+    logits = session.step(told, True)
+    first, taken = time.perf_counter() - begin, []
+    for _ in range(decode):
+        begin = time.perf_counter()
+        logits = session.step([int(logits.argmax())], False)
+        taken.append(time.perf_counter() - begin)
+    return first, taken
 
 
 def _arrays(inputs: Mapping[str, Any]) -> dict[str, Any]:

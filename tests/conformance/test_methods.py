@@ -22,7 +22,7 @@ SCHEMES = [
     for bits, (group, symmetric, dtype) in itertools.product(
         (2, 3, 4, 8), [(16, False, "bfloat16"), (-1, True, "float16"), (24, True, "bfloat16"), (-1, False, "float32")]
     )
-]
+] + [Scheme.parse("nf4")]
 
 
 @pytest.fixture(params=METHODS)

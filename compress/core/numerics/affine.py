@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from compress.core.errors import ModelError, RecipeError
+from compress.core.numerics.codebook import nearest, values_of
 from compress.core.types import QTensor, Scheme, torch_dtype
 
 
@@ -71,6 +72,9 @@ def quantize_codes(weight: Tensor, scale: Tensor, zero: Tensor | None, scheme: S
     values outside the grid to its ends.
     """
     groups = to_groups(weight, scheme)
+    if scheme.kind == "codebook":
+        codes = nearest(groups / scale.unsqueeze(2), scheme)
+        return codes.reshape(weight.shape[0], -1)[:, : weight.shape[1]].contiguous()
     ratio = (groups / scale.unsqueeze(2)).round_()
     ratio += symmetric_zero(scheme) if zero is None else zero.unsqueeze(2)
     codes = ratio.clamp_(0, 2**scheme.bits - 1).to(torch.uint8)
@@ -78,10 +82,13 @@ def quantize_codes(weight: Tensor, scale: Tensor, zero: Tensor | None, scheme: S
 
 
 def dequantize(q: QTensor) -> Tensor:
-    """The weight that `q` stands for, (O, I) float32: (codes - zero) * scale, or codes * scale + minimum; each
-    operation rounded once."""
-    groups = to_groups(q.codes, q.scheme).to(torch.float32)
-    if q.minimum is None:
+    """The weight that `q` stands for, (O, I) float32: (codes - zero) * scale, codes * scale + minimum, or levels *
+    scale; each operation rounded once."""
+    if q.scheme.kind == "codebook":
+        groups = to_groups(values_of(q.codes, q.scheme), q.scheme)
+    else:
+        groups = to_groups(q.codes, q.scheme).to(torch.float32)
+    if q.minimum is None and q.scheme.kind != "codebook":
         groups -= symmetric_zero(q.scheme) if q.zero is None else q.zero.unsqueeze(2)
     groups *= q.scale.to(torch.float32).unsqueeze(2)
     if q.minimum is not None:

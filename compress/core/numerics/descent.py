@@ -18,6 +18,7 @@ from compress.core.numerics.affine import (
     round_to_storage,
     symmetric_zero,
 )
+from compress.core.numerics.codebook import nearest, snapped, values_of
 from compress.core.types import QTensor, Scheme
 
 _COLUMNS = 256
@@ -36,7 +37,7 @@ def descend(weight: Tensor, start: QTensor, hessian: Tensor, rounds: int) -> QTe
     zero = _float_zero(start)
     state = _State(
         error=(weight - dequantize(start)).t().contiguous(),
-        steps=(start.codes.to(torch.float32) - per_column(zero, cols, scheme)).t().contiguous(),
+        steps=_steps(start, zero).t().contiguous(),
         scale=start.scale.t().contiguous(),
         low=-zero.t(),
         high=2**scheme.bits - 1 - zero.t(),
@@ -54,8 +55,18 @@ def descend(weight: Tensor, start: QTensor, hessian: Tensor, rounds: int) -> QTe
                 # the first columns of a group know what pulls at them already, later ones saw others move
                 seen = pull[: end - at] if at == first else state.hessian[at:end] @ state.error
                 _recode(state, group, at, seen)
-    codes = (state.steps.t() + per_column(zero, cols, scheme)).to(torch.uint8).contiguous()
+    if scheme.kind == "codebook":
+        codes = nearest(state.steps.t().contiguous(), scheme)
+    else:
+        codes = (state.steps.t() + per_column(zero, cols, scheme)).to(torch.uint8).contiguous()
     return replace(start, codes=codes, scale=state.scale.t().contiguous())
+
+
+def _steps(q: QTensor, zero: Tensor) -> Tensor:
+    """What scales are multiplied with: codes less zero, or the levels of a codebook."""
+    if q.scheme.kind == "codebook":
+        return values_of(q.codes, q.scheme)
+    return q.codes.to(torch.float32) - per_column(zero, q.codes.shape[1], q.scheme)
 
 
 @dataclass(frozen=True)
@@ -106,9 +117,11 @@ def _recode(state: _State, group: int, first: int, pull: Tensor) -> None:
     part = part / diagonal
     pull /= diagonal.unsqueeze(1)
     scale, low, high = state.scale[group], state.low[group], state.high[group]
+    table = state.scheme.kind == "codebook"
     for j in range(last - first):
         steps = state.steps[first + j]
-        decided = torch.addcdiv(steps, pull[j], scale).round_().clamp_(low, high)
+        wanted = torch.addcdiv(steps, pull[j], scale)
+        decided = snapped(wanted, state.scheme) if table else wanted.round_().clamp_(low, high)
         change = steps.sub_(decided).mul_(scale)
         state.error[first + j].add_(change)
         pull[j + 1 :].addr_(part[j, j + 1 :], change)

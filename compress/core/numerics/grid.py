@@ -14,6 +14,7 @@ from torch import Tensor
 
 from compress.core.errors import RecipeError
 from compress.core.numerics.affine import per_column, quantize_codes, round_to_storage, symmetric_zero, to_groups
+from compress.core.numerics.codebook import snapped
 from compress.core.types import QTensor, Scheme
 
 # big enough to hide the cost of a call, small enough for a few temporaries to stay in a shared cache
@@ -94,6 +95,9 @@ def _cover(groups: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor | None]:
     low = groups.amin(2).clamp_(max=0)
     high = groups.amax(2).clamp_(min=0)
     steps = 2**scheme.bits - 1
+    if scheme.kind == "codebook":  # its ends are -1 and 1
+        scale = torch.maximum(-low, high)
+        return torch.where(scale > 0, scale, 1.0), None
     if scheme.symmetric:
         below = symmetric_zero(scheme)
         scale = torch.maximum(low / -below, high / (steps - below))
@@ -151,18 +155,23 @@ class _Trial:
         """(error, scale as stored, zero), each (R, G), of a candidate; error = sum of share * (w - q)^2."""
         stored = round_to_storage(scale, self.scheme.scale_dtype, self.scheme.scale_bits)
         step = (stored / self.unit).unsqueeze(2)
-        top = 2**self.scheme.bits - 1
-        work = torch.div(self.ratio, step, out=self.work).round_()
-        if self.scheme.symmetric:
-            work.clamp_(-symmetric_zero(self.scheme), top - symmetric_zero(self.scheme))
-        else:
-            # two passes beat one clamp_, which does not vectorise a bound for each group
-            torch.maximum(work, -zero.unsqueeze(2), out=work)
-            torch.minimum(work, (top - zero).unsqueeze(2), out=work)
+        work = self._rounded(step, zero)
         work.mul_(step).sub_(self.ratio).square_()
         if self.share is not None:
             work.mul_(self.share)
         return work.sum(2), stored, zero
+
+    def _rounded(self, step: Tensor, zero: Tensor) -> Tensor:
+        """The chunk in steps of (R, G, 1), rounded: codes less zero, or levels."""
+        work, top = torch.div(self.ratio, step, out=self.work), 2**self.scheme.bits - 1
+        if self.scheme.kind == "codebook":
+            return snapped(work, self.scheme)
+        work.round_()
+        if self.scheme.symmetric:
+            return work.clamp_(-symmetric_zero(self.scheme), top - symmetric_zero(self.scheme))
+        # two passes beat one clamp_, which does not vectorise a bound for each group
+        torch.maximum(work, -zero.unsqueeze(2), out=work)
+        return torch.minimum(work, (top - zero).unsqueeze(2), out=work)
 
 
 def has_minimum(scheme: Scheme) -> bool:

@@ -1,0 +1,122 @@
+"""transformers, as anybody opens a folder: `from_pretrained` in float32, in the interpreter of compress itself."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from export.runtimes._kind import Arithmetic, Runtime
+
+
+class Session:
+    """One opened folder."""
+
+    def __init__(self, folder: str, threads: int, trusted: bool = False) -> None:
+        """Open it by the class that its config names. Raises what transformers raises."""
+        import torch
+        import transformers
+
+        torch.set_num_threads(threads)
+        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
+        opener = _opener(config)
+        more = {"trust_remote_code": True} if trusted else {}
+        self.model = opener.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **more).eval()
+        for parameter in self.model.parameters():  # with bitsandbytes, `weight` of norms keeps the dtype of the file
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.float()
+        self.torch = torch
+        self.kind = _kind(self.model)
+        self.tokens = int(getattr(config.get_text_config(), "vocab_size", 0))
+        self.vocabulary = self.tokens if self.kind == "decoder" else 0
+        self._auto, self._folder, self._trusted = transformers.AutoTokenizer, folder, trusted
+        self._tokenizer: Any = None
+        self._cache: Any = None
+        taken = inspect.signature(self.model.forward).parameters
+        self._past = "cache" if "cache" in taken else "past_key_values"  # its name since 5.24, and before
+
+    def run(self, inputs: Mapping[str, Any]) -> Any:
+        """Logits where the model has them, else its first output, float32."""
+        with self.torch.inference_mode():
+            output = self.model(**{name: self.torch.from_numpy(np.asarray(a)) for name, a in inputs.items()})
+        found = output.logits if "logits" in output else _first(output, self.torch.Tensor)
+        return found.float().numpy()
+
+    def greedy(self, ids: list[int], n: int) -> list[int]:
+        """n next tokens by argmax, with the cache."""
+        told = [int(self.step(ids, True).argmax())]
+        while len(told) < n:
+            told.append(int(self.step(told[-1:], False).argmax()))
+        return told
+
+    def step(self, ids: list[int], fresh: bool) -> Any:
+        """Logits (V,) after feeding ids."""
+        with self.torch.inference_mode():
+            past = {} if fresh else {self._past: self._cache}
+            output = self.model(input_ids=self.torch.tensor([ids]), use_cache=True, **past)
+        self._cache = output[self._past]
+        return output.logits[0, -1].float().numpy()
+
+    def write(self, inputs: Mapping[str, Any], n: int) -> list[list[int]]:
+        """Greedy ids for each row, the start token left out."""
+        given = {name: self.torch.from_numpy(np.asarray(a)) for name, a in inputs.items()}
+        with self.torch.inference_mode():
+            found = self.model.generate(**given, max_new_tokens=n, do_sample=False, num_beams=1)
+        return [row[1:] for row in found.tolist()]
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids by the folder's tokenizer."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def chat(self, messages: list[dict[str, str]]) -> list[int] | None:
+        """Ids of the prompt by the folder's own template."""
+        if not getattr(self.tokenizer, "chat_template", None):
+            return None
+        filled = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return self.tokenize(filled)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, opened when it is first asked for."""
+        if self._tokenizer is None:
+            more = {"trust_remote_code": True} if self._trusted else {}
+            self._tokenizer = self._auto.from_pretrained(self._folder, local_files_only=True, **more)
+        return self._tokenizer
+
+
+def _opener(config: Any) -> Any:
+    import transformers
+
+    name = (config.architectures or [""])[0]
+    if hasattr(transformers, name):
+        return getattr(transformers, name)
+    causal = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    return transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+
+
+def _kind(model: Any) -> str:
+    from transformers.models.auto import modeling_auto
+
+    if getattr(model.config, "is_encoder_decoder", False):
+        return "encoder-decoder"
+    writes = type(model).__name__ in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    return "decoder" if writes or (model.can_generate() and type(model).__name__.endswith("CausalLM")) else "encoder"
+
+
+def _first(output: Any, tensor: Any) -> Any:
+    return next(value for value in output.to_tuple() if isinstance(value, tensor) and value.is_floating_point())
+
+
+def _open(folder: str, settings: Mapping[str, Any]) -> Session:
+    return Session(folder, int(settings["threads"]), bool(settings.get("trust_remote_code")))
+
+
+RUNTIME = Runtime(
+    open=_open,
+    formats={"compressed-tensors": Arithmetic(), "bitsandbytes": Arithmetic(), "gptq": Arithmetic()},
+    distribution="transformers",
+)
