@@ -102,11 +102,6 @@ class Session:
         del text
         return None
 
-    def chat(self, messages: list[dict[str, str]]) -> list[int] | None:
-        """None: it has no templates either."""
-        del messages
-        return None
-
     def _read(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs of a first step: what the encoder makes of what is read, and what is written already."""
         import numpy as np

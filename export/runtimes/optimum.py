@@ -79,11 +79,6 @@ class Session:
         del text
         return None
 
-    def chat(self, messages: list[dict[str, str]]) -> list[int] | None:
-        """None: encoders have no prompts."""
-        del messages
-        return None
-
     def _written(self, given: dict[str, Any]) -> dict[str, Any]:
         """Inputs of a first step; where only ids are given, for a latency, they are what is written."""
         import torch
