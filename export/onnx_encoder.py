@@ -19,7 +19,7 @@ AXES = {0: "batch_size", 1: "sequence_length"}
 CHOICES = {0: "batch_size", 1: "num_choices", 2: "sequence_length"}
 
 
-class Called(nn.Module):
+class _Called(nn.Module):
     """The model, called with names, giving the tensors `wanted` of its output."""
 
     def __init__(self, model: nn.Module, wanted: tuple[str, ...]) -> None:
@@ -68,6 +68,6 @@ def write(source: Source, folder: Path, writer: Writer) -> dict[str, Any]:
     del folder
     asked = what(source)
     model = skeleton(source)
-    made = trace(model, Called(model, asked.outputs), asked)
+    made = trace(model, _Called(model, asked.outputs), asked)
     rewrite(made, writer)
     return {"model.onnx": made}

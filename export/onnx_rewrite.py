@@ -56,14 +56,14 @@ class Writer:
         """For another graph of the same model: weights and names of packed layers are shared, nodes are not."""
         return replace(self, nodes=[], initializers={}, rounded={}, tensors=self.tensors, packed=self.packed)
 
-    def node(self, kind: str, inputs: list[str], domain: str = "", out: str = "", **attributes: Any) -> str:
-        """Add an operator with one output; its name."""
+    def node(self, kind: str, inputs: list[str], domain: str = "", out: str = "", attributes: Any = None) -> str:
+        """Add an operator with one output; its name. attributes: name -> value."""
         from onnx import helper
 
         self.count += 1
         made = out or f"c{self.count}"
         self.nodes.append(helper.make_node(kind, inputs, [made], f"compress_{kind}_{self.count}", domain=domain,
-                                           **attributes))  # fmt: skip
+                                           **(attributes or {})))  # fmt: skip
         return made
 
     def weight(self, name: str, make: Callable[[], Array]) -> str:
@@ -138,7 +138,7 @@ def _embedding(writer: Writer, name: str, ids: str, out: str) -> None:
     else:
         codes, scales, zero = *_row_weight(writer, coded, turned=False), 0
         scales = writer.node("Reshape", [scales, _ints(writer, [rows, 1])])
-    found = writer.node("Cast", [writer.node("Gather", [codes, ids])], to=1)
+    found = writer.node("Cast", [writer.node("Gather", [codes, ids])], attributes={"to": 1})
     if zero:
         found = writer.node("Sub", [found, _float(writer, float(zero))])
         found = writer.node("Slice", [found, _ints(writer, [0]), _ints(writer, [columns]), _ints(writer, [-1])])
@@ -168,7 +168,7 @@ def _dense(writer: Writer, name: str, x: str, out: str) -> None:
     tied = any(layer.container == "embedding" and layer.param == param for layer in writer.source.layers)
     if tied:  # stored once, as the embedding has it; the runtime transposes it when it opens the file
         table = writer.weight(param, lambda: writer.source.weight(param).numpy())
-        transposed = writer.node("Transpose", [table], perm=[1, 0])
+        transposed = writer.node("Transpose", [table], attributes={"perm": [1, 0]})
     else:
         transposed = writer.weight(f"{param}.T", lambda: writer.source.weight(param).T.numpy())
     writer.node("MatMul", [x, transposed], out=out)
@@ -201,11 +201,13 @@ def _matmul_nbits(writer: Writer, coded: Coded, x: str, out: str) -> None:
         inputs,
         MS,
         out,
-        K=columns,
-        N=rows,
-        bits=held_bits(coded.scheme.bits),
-        block_size=block_size(coded.scheme.group_size, columns),
-        accuracy_level=writer.accuracy_level,
+        {
+            "K": columns,
+            "N": rows,
+            "bits": held_bits(coded.scheme.bits),
+            "block_size": block_size(coded.scheme.group_size, columns),
+            "accuracy_level": writer.accuracy_level,
+        },
     )
 
 
@@ -278,7 +280,7 @@ def _static(writer: Writer, coded: Coded, x: str, out: str) -> None:
     assert grid is not None
     weight, scales = _row_weight(writer, coded)
     zeros = writer.weight(f"zeros.{coded.layer.shape[0]}", lambda: np.zeros(coded.layer.shape[0], np.int8))
-    whole = writer.node("DequantizeLinear", [weight, scales, zeros], axis=1)
+    whole = writer.node("DequantizeLinear", [weight, scales, zeros], attributes={"axis": 1})
     writer.node("MatMul", [_on_grid(writer, coded, x, grid), whole], out=out)
 
 
@@ -306,13 +308,15 @@ def _codes_of_rows(writer: Writer, x: str, strategy: str) -> tuple[str, str]:
     key = (x, strategy)
     if key not in writer.rounded:
         axes = [_ints(writer, [-1])] if strategy == "token" else []
-        largest = writer.node("ReduceMax", [writer.node("Abs", [x]), *axes], keepdims=int(strategy == "token"))
+        largest = writer.node(
+            "ReduceMax", [writer.node("Abs", [x]), *axes], attributes={"keepdims": int(strategy == "token")}
+        )
         scale = writer.node("Max", [writer.node("Div", [largest, _float(writer, HALF)]), _float(writer, TINY)])
         if strategy == "token":
-            rows = writer.node("Flatten", [x], axis=-1)
+            rows = writer.node("Flatten", [x], attributes={"axis": -1})
             by_row = writer.node("Reshape", [scale, _ints(writer, [-1])])
             zeros = writer.node("Expand", [_centre(writer), writer.node("Shape", [by_row])])
-            codes = writer.node("QuantizeLinear", [rows, by_row, zeros], axis=0)
+            codes = writer.node("QuantizeLinear", [rows, by_row, zeros], attributes={"axis": 0})
             codes = writer.node("Reshape", [codes, writer.node("Shape", [x])])
         else:
             codes = writer.node("QuantizeLinear", [x, scale, _centre(writer)])
@@ -341,7 +345,7 @@ def _dynamic_tensor(writer: Writer, coded: Coded, x: str, out: str) -> None:
         writer.count += 1
     codes, scale, zero = writer.rounded[key]
     weight, scales = _row_weight(writer, coded)
-    product = writer.node("Cast", [writer.node("MatMulInteger", [codes, weight, zero])], to=1)
+    product = writer.node("Cast", [writer.node("MatMulInteger", [codes, weight, zero])], attributes={"to": 1})
     writer.node("Mul", [product, writer.node("Mul", [scale, scales])], out=out)
 
 
@@ -355,7 +359,7 @@ def _rounded_floats(writer: Writer, x: str, coded: Coded) -> str:
     key = (x, coded.activation.strategy, "floats")
     if key not in writer.rounded:
         codes, scale = _codes_of_rows(writer, x, coded.activation.strategy)
-        centred = writer.node("Sub", [writer.node("Cast", [codes], to=1), _float(writer, 128.0)])
+        centred = writer.node("Sub", [writer.node("Cast", [codes], attributes={"to": 1}), _float(writer, 128.0)])
         writer.rounded[key] = (writer.node("Mul", [centred, scale]),)
     return writer.rounded[key][0]
 

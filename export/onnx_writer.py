@@ -25,7 +25,7 @@ TEXT = {0: "batch_size", 1: "encoder_sequence_length"}
 WRITTEN = {0: "batch_size", 1: "decoder_sequence_length"}
 
 
-class Encoder(nn.Module):
+class _Encoder(nn.Module):
     """What the encoder makes of what is read."""
 
     def __init__(self, model: Any) -> None:
@@ -39,7 +39,7 @@ class Encoder(nn.Module):
         return made
 
 
-class Decoder(nn.Module):
+class _Decoder(nn.Module):
     """One step of writing. layers: of the decoder. past: whether keys and values of earlier steps are given."""
 
     def __init__(self, model: Any, layers: int, past: bool) -> None:
@@ -93,9 +93,9 @@ def write(source: Source, folder: Path, writer: Writer) -> dict[str, Any]:
     with torch.no_grad():
         sizes = _sizes(model, asked.inputs)
     calls = {
-        ENCODER: (Encoder(model), asked),
-        DECODER: (Decoder(model, layers, False), _decoder_inputs(layers, hears, False, sizes)),
-        WITH_PAST: (Decoder(model, layers, True), _decoder_inputs(layers, hears, True, sizes)),
+        ENCODER: (_Encoder(model), asked),
+        DECODER: (_Decoder(model, layers, False), _decoder_inputs(layers, hears, False, sizes)),
+        WITH_PAST: (_Decoder(model, layers, True), _decoder_inputs(layers, hears, True, sizes)),
     }
     made = {}
     for name, (called, what) in calls.items():

@@ -24,7 +24,7 @@ from compress.core.types import Measurement
 from compress.measure.exported import exported
 from compress.pipeline.inputs import load_tokenizer, longest_sequence
 from compress.pipeline.labelled import Labelled, find_labelled
-from compress.pipeline.stand_in import Served
+from compress.pipeline.stand_in import stand_in
 from compress.pipeline.stream import Report
 from compress.pipeline.task_text import compared
 from compress.recipe import EVAL_ROWS, Recipe
@@ -97,7 +97,7 @@ def _counts(folder: Path, found: HeldOut, trusted: bool) -> Array:
     if export is not None:
         config = read_config(export.artifact, trusted, packed=True)
         with RuntimeProcess.open(export.runtime, export.where) as process:
-            outputs = outputs_of(Served(process, config), task, context, part.features)
+            outputs = outputs_of(stand_in(process, config), task, context, part.features)
         return task.counts(task.answers(outputs, part.features, context), part.rows, context)
     with redirect_stderr(io.StringIO()):  # compressed-tensors shows a bar for each of the four things that it does
         model = _opened(task, folder, trusted)

@@ -22,7 +22,7 @@ from compress.core.types import Measurement
 from compress.core.writing import WritingTask
 from compress.pipeline.labelled import TASK_FILE
 from compress.pipeline.scores import HeldOut, held_out
-from compress.pipeline.stand_in import Served
+from compress.pipeline.stand_in import stand_in
 from compress.recipe import EVAL_ROWS, EVAL_WRITTEN, Recipe
 from compress.train.score import Part, outputs_of
 from export.client import RuntimeProcess
@@ -72,7 +72,7 @@ def rows_of(source: Source, reference: Reference) -> tuple[Rows | None, str]:
 def judged(process: RuntimeProcess, rows: Rows, config: Any, subject: str) -> tuple[Line, list[Measurement]]:
     """The runtime's figures on the rows, a line on the first of them against the reference's."""
     task = rows.found.labelled.task
-    theirs = _counts(Served(process, config), rows.found)
+    theirs = _counts(stand_in(process, config), rows.found)
     mine, other = (task.figures(counts.sum(0, keepdims=True))[0] for counts in (rows.counts, theirs))
     n = len(rows.counts)
     measured = []

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from export.client import RuntimeProcess
 
 
-class Served(nn.Module):
+class _StandIn(nn.Module):
     """A runtime's process in the place of a model."""
 
     def __init__(self, process: RuntimeProcess, config: Any) -> None:
@@ -33,3 +33,8 @@ class Served(nn.Module):
         end = self.config.eos_token_id
         padding = end[0] if isinstance(end, list) else end
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
+
+
+def stand_in(process: RuntimeProcess, config: Any) -> nn.Module:
+    """The export that `process` has open, called like a model of transformers. config: of the model."""
+    return _StandIn(process, config)

@@ -6,6 +6,7 @@ The graph is `torch.onnx.export`'s, dynamic in batch and sequence; the codes are
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from compress.core.errors import MissingExtraError, RecipeError
 from compress.core.files import write_json
 from compress.core.types import FormatCaps
 from export import onnx_file, onnx_read, onnx_triton
@@ -35,9 +37,10 @@ class Options:
 
 
 def refuses(source: Source, options: Options) -> str | None:
-    """Why this artifact cannot be written; None when it can."""
-    from compress.core.errors import RecipeError
-
+    """Why this artifact cannot be written; None when it can. Raises MissingExtraError when onnx is not there."""
+    for package in ("onnx", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "onnx")
     if options.accuracy_level not in (0, 1, 2, 3, 4):
         raise RecipeError(f"accuracy_level={options.accuracy_level} is not one of MatMulNBits' 0 to 4; use 1 or 4")
     if options.weights not in ("codes", "float32"):
@@ -94,7 +97,10 @@ def write(source: Source, folder: Path, options: Options, report: Report) -> Wri
     write_json(folder / "config.json", config)
     if options.triton:
         onnx_triton.arrange(folder, source, sorted(models))
-    facts = {"opset": OPSET, "operators": nodes, "options": vars(options)}
+    facts: dict[str, Any] = {"opset": OPSET, "operators": nodes, "options": vars(options)}
+    if options.accuracy_level == 4 and "MatMulNBits" in nodes:
+        why = "inputs of MatMulNBits rounded to int8 by block (accuracy_level 4)"
+        facts["arithmetic"] = {"coded": "int8-group", "why": why}
     return Written(tuple(writer.packed), facts, _notes(source, writer, options))
 
 
@@ -147,7 +153,7 @@ EXPORT = Format(
         containers=frozenset({"linear", "embedding"}),
         notes=("int8 inputs by token are symmetric",),
     ),
-    runtimes=("onnxruntime",),
+    runtimes=("onnxruntime", "optimum"),
     options=Options,
     refuses=refuses,
     write=write,

@@ -33,10 +33,22 @@ class Session:
         self.reads = {name: {i.name: i for i in graph.get_inputs()} for name, graph in self.graphs.items()}
 
     def run(self, inputs: Mapping[str, Any]) -> Any:
-        """The first output; of a model that writes, logits (B, T, V) of what `decoder_input_ids` are followed by."""
+        """The first output; of a model that writes, logits (B, T, V) of what `decoder_input_ids` are followed by.
+
+        Half of them come from the first decoder, half from the one with past, as both do when it writes.
+        """
+        import numpy as np
+
         if self.kind == "encoder":
             return self._ask("model", inputs)[0]
-        return self._ask(DECODER, self._read(inputs))[0]
+        told = self._read(inputs)
+        ids = told["input_ids"]
+        half = max(1, ids.shape[1] // 2)
+        logits, kept = self._step(DECODER, {**told, "input_ids": ids[:, :half]})
+        if half == ids.shape[1]:
+            return logits
+        more, _ = self._step(WITH_PAST, {**told, **kept, "input_ids": ids[:, half:]})
+        return np.concatenate([logits, more], 1)
 
     def all(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Every output of an encoder by name."""
@@ -88,11 +100,6 @@ class Session:
     def tokenize(self, text: str) -> list[int] | None:
         """None: onnxruntime has no tokenizer."""
         del text
-        return None
-
-    def chat(self, messages: list[dict[str, str]]) -> list[int] | None:
-        """None: it has no templates either."""
-        del messages
         return None
 
     def _read(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
