@@ -8,9 +8,9 @@ from typing import Any
 
 from compress.core.registry import load
 from compress.pipeline import verify as stage
+from compress.pipeline.expected import VerifySettings, expected
 from compress.pipeline.hooks import Hooks
 from compress.pipeline.quantize import quantize
-from compress.pipeline.verify import VerifySettings
 from compress.recipe import Recipe
 from export import folder
 from export.source import Source
@@ -43,8 +43,7 @@ def write(out: Path, form: str, where: Path, kind: type[Source] = Source, **opti
 def judged(where: Path, out: Path, runtime: str) -> list[dict[str, Any]]:
     """What the runtime itself says of an export, whatever can be seen without it."""
     source, told = Source(out), folder.card(where)
-    expected = stage._expected(source, told, [runtime], SETTINGS)
-    return stage._judged(where, runtime, told, expected, SETTINGS)[0]
+    return stage._judged(where, runtime, told, expected(source, told, [runtime], SETTINGS), SETTINGS)[0]
 
 
 def verified(where: Path, out: Path, *runtimes: str) -> stage.Verified:

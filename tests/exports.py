@@ -19,9 +19,10 @@ from torch import Tensor
 from compress.core.fingerprint import file_sha256
 from compress.core.types import RunRecord
 from compress.pipeline import verify as stage
+from compress.pipeline.expected import VerifySettings
 from compress.pipeline.export import ExportSettings, export
 from compress.pipeline.hooks import Hooks
-from compress.pipeline.verify import Verified, VerifySettings
+from compress.pipeline.verify import Verified
 from export.client import RuntimeProcess
 from export.folder import EXPORT, OWN
 from export.runtimes._worker import Server

@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from compress.core.errors import VerificationError
 from compress.core.fingerprint import file_sha256
 from compress.core.registry import load
+from compress.pipeline.expected import VerifySettings
 from compress.pipeline.hooks import Hooks
-from compress.pipeline.verify import Verified, VerifySettings, _static, raise_if_wrong, verify
+from compress.pipeline.static import static_lines
+from compress.pipeline.verify import Verified, raise_if_wrong, verify
 from export import folder
 from export.source import Source
 
@@ -28,7 +30,9 @@ def failed_without_a_runtime(where: Path, source: Path) -> list[str]:
     """What is wrong with the files themselves: hashes, companions, codes read back."""
     told = folder.card(where)
     form = load("format", told["format"])
-    return [str(line["check"]) for line in _static(where, told, Source(source), form, Hooks()) if not line["passed"]]
+    return [
+        str(line["check"]) for line in static_lines(where, told, Source(source), form, Hooks()) if not line["passed"]
+    ]
 
 
 def agrees(where: Path, source: Path) -> bool:

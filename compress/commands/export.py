@@ -47,9 +47,9 @@ def command(
     with _run.errors_as_sentences(output):
         from pathlib import Path
 
+        from compress.pipeline.expected import VerifySettings
         from compress.pipeline.export import ExportSettings, export
         from compress.pipeline.hooks import Hooks
-        from compress.pipeline.verify import VerifySettings
 
         settings = ExportSettings(
             to=tuple(name.strip() for name in to.split(",") if name.strip()),

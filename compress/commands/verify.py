@@ -36,8 +36,9 @@ def command(
     with _run.errors_as_sentences(output):
         from pathlib import Path
 
+        from compress.pipeline.expected import VerifySettings
         from compress.pipeline.hooks import Hooks
-        from compress.pipeline.verify import VerifySettings, raise_if_wrong, verify_folder
+        from compress.pipeline.verify import raise_if_wrong, verify_folder
 
         settings = VerifySettings(tuple(runtime or ()), threads, trust_remote_code, serve, port)
         with _run.Bars(output) as bars:

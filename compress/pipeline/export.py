@@ -12,9 +12,10 @@ from typing import Any
 from compress.core.errors import RecipeError, UsageError
 from compress.core.registry import load, names
 from compress.core.types import RunRecord
+from compress.pipeline.expected import VerifySettings
 from compress.pipeline.hooks import Hooks, Stages
 from compress.pipeline.inputs import convert_options, quiet_libraries
-from compress.pipeline.verify import Verified, VerifySettings, exported, raise_if_wrong, verify
+from compress.pipeline.verify import Verified, exported, raise_if_wrong, verify
 from export import folder
 from export.kinds import ExportFormat
 from export.source import Source

@@ -4,53 +4,33 @@ in memory."""
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from compress.core import device
-from compress.core.errors import CompressError, MissingRuntimeError, RecipeError, UsageError, VerificationError
+from compress.core.errors import MissingRuntimeError, RecipeError, UsageError, VerificationError
 from compress.core.files import write_json
-from compress.core.fingerprint import file_sha256
-from compress.core.numerics.affine import dequantize
 from compress.core.registry import load
 from compress.core.types import Measurement, RunRecord
 from compress.measure.quality import median_interval
 from compress.pipeline import heard, served
+from compress.pipeline.expected import CHAT, PROMPT, Expected, VerifySettings, arithmetic_of
+from compress.pipeline.expected import expected as expected_of
 from compress.pipeline.hooks import Hooks, Stages
-from compress.pipeline.inputs import load_tokenizer, longest_sequence, quiet_libraries
-from compress.pipeline.judge import kind_of
-from compress.pipeline.probe import end_tokens, read_probe, texts_of
+from compress.pipeline.inputs import quiet_libraries
+from compress.pipeline.static import static_lines
 from export import environments, folder, judge
 from export.client import RuntimeProcess
 from export.judge import Bounds, Line
 from export.kinds import ExportFormat
-from export.reference import Reference
-from export.runtimes._kind import Arithmetic
 from export.serving import Server
 from export.source import Source
 
-PROMPT, DECODE, REPEATS = 16, 32, 3
-PLAIN = "The three most common fruits are"
-CHAT = [{"role": "user", "content": "Name three fruits, please."}]
-
-
-@dataclass(frozen=True)
-class VerifySettings:
-    """runtimes: which to judge in; empty: the format's first, and others that are installed. threads 0: the cores.
-
-    serve: also start the servers of those that have one, and ask them. port: theirs; 0: a free one.
-    """
-
-    runtimes: tuple[str, ...] = ()
-    threads: int = 0
-    trust_remote_code: bool = False
-    serve: bool = False
-    port: int = 0
+DECODE, REPEATS = 32, 3
 
 
 @dataclass(frozen=True)
@@ -71,51 +51,6 @@ class Verified:
         return not self.missing and judge.passed(self.lines)
 
 
-@dataclass(frozen=True)
-class Expected:
-    """What the reference gives on the probe. rounded: the same by arithmetic, where that is not float32."""
-
-    inputs: list[dict[str, Tensor]]
-    exact: list[Tensor]
-    rounded: dict[Arithmetic, list[Tensor]]
-    prompt: list[int]
-    written: list[int]
-    chosen: Tensor
-    decoder: bool
-    texts: list[str]
-    ids: list[list[int]]
-    chat: list[int] | None
-    follow: heard.Follow | None = None
-    rows: served.Rows | None = None
-    note: str = ""
-    config: Any = None
-    asked: Asked | None = None
-
-    @property
-    def over_tokens(self) -> bool:
-        """Whether outputs are distributions over tokens."""
-        return self.decoder or self.follow is not None
-
-    def normalised(self) -> Expected:
-        """With log-probabilities in place of logits, for runtimes that give no others."""
-        rounded = {kind: [output.log_softmax(-1) for output in outputs] for kind, outputs in self.rounded.items()}
-        return replace(self, exact=[output.log_softmax(-1) for output in self.exact], rounded=rounded)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a server is asked, the chat or a prompt, and what the reference says to it, up to the first end token.
-
-    tokens: of the question. answer: ids; logits (n, V) they were chosen from. decode: ids -> text.
-    """
-
-    prompt: str
-    tokens: list[int]
-    answer: list[int]
-    logits: Tensor
-    decode: Callable[[Sequence[int]], str]
-
-
 def verify(where: Path, source: Source, settings: VerifySettings, hooks: Hooks) -> Verified:
     """Judge the export in `where` and write its verify.json. Raises ModelError for what is no export of `source`."""
     told = folder.card(where)
@@ -123,12 +58,12 @@ def verify(where: Path, source: Source, settings: VerifySettings, hooks: Hooks) 
     chosen, missing = _runtimes(where, form, settings)
     if settings.serve and chosen and all(environments.runtime(name).server is None for name in chosen):
         raise UsageError(f"{', '.join(chosen)} cannot serve a {told['format']} export; leave --serve out")
-    lines = _static(where, told, source, form, hooks)
+    lines = static_lines(where, told, source, form, hooks)
     measurements: list[Measurement] = []
     notes: list[str] = []
     if chosen and judge.passed(lines):
         hooks.report("reference", 0, 1)
-        expected = _expected(source, told, chosen, settings)
+        expected = expected_of(source, told, chosen, settings)
         hooks.report("reference", 1, 1)
         notes += filter(None, [expected.note])
         for number, name in enumerate(chosen):
@@ -213,111 +148,6 @@ def _runtimes(where: Path, form: ExportFormat, settings: VerifySettings) -> tupl
     needed = places if settings.runtimes else [] if there else places[:1]
     missing = [str(MissingRuntimeError(p.name, p.install)) for p in needed if p.interpreter is None]
     return there, missing
-
-
-def _static(where: Path, told: dict[str, Any], source: Source, form: ExportFormat, hooks: Hooks) -> list[Line]:
-    """What can be said without a runtime: files as they were written, companions byte by byte, codes read back."""
-    changed = folder.changed(where, told)
-    lines: list[Line] = [{
-        "check": "files as they were written", "runtime": "sha256", "files": len(told["files"]), "passed": not changed,
-        **({"said": f"{changed[0]} changed since"} if changed else {}),
-    }]  # fmt: skip
-    names = source.companions()
-    other = [n for n in names if not (where / n).is_file() or file_sha256(where / n) != file_sha256(source.folder / n)]
-    lines.append({
-        "check": "tokenizer, template and settings as in the artifact", "runtime": "sha256", "files": len(names),
-        "passed": not other, **({"said": f"{other[0]} is missing or differs"} if other else {}),
-    })  # fmt: skip
-    count, wrong = 0, ""
-    try:
-        for name, weight in form.read_back(where, source):
-            hooks.report("reading codes back", count, len(told["packed"]))
-            count += 1
-            if not wrong and not torch.equal(weight, dequantize(source.codes(name))):
-                wrong = f"{name} is not what its codes stand for"
-    except (CompressError, LookupError, OSError, ValueError) as error:  # what a damaged file makes readers raise
-        wrong = wrong or f"they cannot be read ({type(error).__name__}: {error})"
-    if count != len(told["packed"]):
-        wrong = wrong or f"{count} layers could be read, {len(told['packed'])} were written"
-    line = {"check": "codes and scales read back", "runtime": told["format"], "layers": count, "passed": not wrong}
-    lines.append({**line, **({"said": wrong} if wrong else {})})
-    return [*lines, *([_kept(where, told, source, form)] if form.kept is not None else [])]
-
-
-def _kept(where: Path, told: dict[str, Any], source: Source, form: ExportFormat) -> Line:
-    """Weights that stayed float, and grids of inputs, as they lie in the file."""
-    assert form.kept is not None
-    count, wrong = 0, ""
-    for name, found, expected in form.kept(where, source):
-        count += 1
-        if not wrong and not (found.shape == expected.shape and torch.equal(found, expected)):
-            wrong = f"{name} is not that of the artifact"
-    line = {"check": "kept weights read back", "runtime": told["format"], "tensors": count, "passed": not wrong}
-    return {**line, **({"said": wrong} if wrong else {})}
-
-
-def _expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], settings: VerifySettings) -> Expected:
-    """Run the reference: the whole model in memory, for as long as this takes."""
-    device.set_threads(settings.threads)
-    limit = min(longest_sequence(source.checkpoint.config), told["facts"].get("longest", 1 << 20))
-    sequences = read_probe(source.folder, limit)
-    kind = kind_of(source.model)
-    decoder = kind == "causal"
-    inputs = [{"input_ids": ids[None]} for ids in sequences]
-    if kind == "seq2seq":
-        inputs = heard.inputs_of(source.folder, source.checkpoint.config, sequences)
-    elif not decoder:
-        inputs = [{**given, "attention_mask": torch.ones_like(given["input_ids"])} for given in inputs]
-        inputs.append(_padded(sequences[:2]))
-    tokenizer = load_tokenizer(source.folder, settings.trust_remote_code)
-    texts = texts_of(tokenizer, sequences, told["facts"].get("unlike", ()))
-    reference = Reference(source, told["packed"], load("format", told["format"]).acts)
-    exact = [reference.run(given) for given in inputs]
-    kinds = {arithmetic_of(name, told) for name in runtimes}
-    rounded = {kind: [reference.run(given, kind) for given in inputs] for kind in kinds if _rounds(kind)}
-    prompt = sequences[0][:PROMPT].tolist()
-    written, chosen = reference.greedy(prompt, judge.GREEDY) if decoder else ([], torch.empty(0))
-    ids = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
-    chat = None
-    if getattr(tokenizer, "chat_template", None):
-        filled = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=False)
-        chat = list(tokenizer(filled, add_special_tokens=False)["input_ids"])
-    follow = heard.follower(reference, inputs[0], source.folder) if kind == "seq2seq" else None
-    rows, note = (None, "") if decoder else served.rows_of(source, reference)
-    asked = _asked(source, reference, tokenizer, chat) if settings.serve and decoder else None
-    scored = {"follow": follow, "rows": rows, "note": note, "config": source.checkpoint.config, "asked": asked}
-    return Expected(inputs, exact, rounded, prompt, written, chosen, decoder, texts, ids, chat, **scored)
-
-
-def _asked(source: Source, reference: Reference, tokenizer: Any, chat: list[int] | None) -> Asked:
-    """The question to servers, and what is right."""
-    tokens = chat if chat is not None else list(tokenizer(PLAIN)["input_ids"])
-    written, logits = reference.greedy(tokens, judge.GREEDY)
-    ends = end_tokens(source, tokenizer)
-    stop = next((n + 1 for n, token in enumerate(written) if token in ends), len(written))
-
-    def decode(ids: Sequence[int]) -> str:
-        return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    return Asked("" if chat is not None else PLAIN, tokens, written[:stop], logits[:stop], decode)
-
-
-def arithmetic_of(runtime: str, told: Mapping[str, Any]) -> Arithmetic:
-    """How a runtime computes this export; what the file itself decides is among its facts."""
-    kind = environments.runtime(runtime).formats[told["format"]]
-    return replace(kind, **told["facts"].get("arithmetic", {}))
-
-
-def _rounds(kind: Arithmetic) -> bool:
-    return kind.dtype != "float32" or bool(kind.coded or kind.dense or kind.integers)
-
-
-def _padded(sequences: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Sequences of different lengths as one batch: whether the mask is heeded shows only here."""
-    ids = [sequences[0], sequences[-1][: max(1, len(sequences[-1]) // 2)]]
-    batch = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(s) for s in ids], batch_first=True)
-    return {"input_ids": batch, "attention_mask": mask}
 
 
 def _judged(

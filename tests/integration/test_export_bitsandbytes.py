@@ -75,7 +75,7 @@ def test_nf4_faults_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
     edit_tensors(where, change)
     assert wrong_lines(judged(where, done.out, "transformers")) == [CODES]
-    monkeypatch.setattr(stage, "_static", lambda *_: [{"check": "nothing", "runtime": "", "passed": True}])
+    monkeypatch.setattr(stage, "static_lines", lambda *_: [{"check": "nothing", "runtime": "", "passed": True}])
     assert "outputs: largest difference" in wrong_lines(judged(where, done.out, "transformers"))
 
 
@@ -183,5 +183,5 @@ def test_the_runtime_alone_catches_them_too(
     shutil.copytree(qwen2.out, out)
     where, _ = written(out, "bitsandbytes")
     FAULTS[fault][0](where)
-    monkeypatch.setattr(stage, "_static", lambda *_: [{"check": "nothing", "runtime": "", "passed": True}])
+    monkeypatch.setattr(stage, "static_lines", lambda *_: [{"check": "nothing", "runtime": "", "passed": True}])
     assert wrong_lines(judged(where, out, "transformers"))

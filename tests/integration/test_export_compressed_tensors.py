@@ -171,7 +171,7 @@ def test_the_runtime_alone_catches_them_too(
     shutil.copytree(qwen2.out, out)
     where, _ = written(out, "compressed-tensors")
     FAULTS[fault][0](where)
-    monkeypatch.setattr(stage, "_static", lambda *_: [{"check": "nothing", "runtime": "", "passed": True}])
+    monkeypatch.setattr(stage, "static_lines", lambda *_: [{"check": "nothing", "runtime": "", "passed": True}])
     found = judged(where, out, "transformers")
     expected = {"missing chat template": "chat template", "other tokens": "tokenizer"}
     assert expected.get(fault, "outputs: largest difference") in wrong_lines(found)

@@ -14,8 +14,8 @@ from onnx import numpy_helper
 from transformers import AutoTokenizer
 
 from compress.core.errors import MissingRuntimeError, RecipeError
+from compress.pipeline.expected import VerifySettings
 from compress.pipeline.export import ExportSettings, export
-from compress.pipeline.verify import VerifySettings
 from export import environments
 from export.environments import Place
 from tests import tiny

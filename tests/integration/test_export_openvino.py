@@ -12,8 +12,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from compress.core.errors import MissingRuntimeError, RecipeError
+from compress.pipeline.expected import VerifySettings
 from compress.pipeline.export import ExportSettings, export
-from compress.pipeline.verify import VerifySettings
 from export import environments, folder
 from export.environments import Place
 from export.source import Source

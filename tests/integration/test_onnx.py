@@ -19,9 +19,10 @@ from onnx import helper, numpy_helper
 
 from compress.core.errors import ModelError, RecipeError, VerificationError
 from compress.core.fingerprint import file_sha256
+from compress.pipeline.expected import VerifySettings
 from compress.pipeline.export import ExportSettings, export
 from compress.pipeline.hooks import Hooks
-from compress.pipeline.verify import Verified, VerifySettings, raise_if_wrong, verify
+from compress.pipeline.verify import Verified, raise_if_wrong, verify
 from export import folder
 from export.source import Source
 from tests.rebuild import run

@@ -13,8 +13,9 @@ import transformers
 
 from compress.core.errors import VerificationError
 from compress.pipeline import verify as stage
+from compress.pipeline.expected import VerifySettings
 from compress.pipeline.hooks import Hooks
-from compress.pipeline.verify import VerifySettings, raise_if_wrong
+from compress.pipeline.verify import raise_if_wrong
 from export.environments import place
 from export.source import Source
 from tests.exports import edit_json, judged, written, wrong_lines

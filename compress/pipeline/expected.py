@@ -1,0 +1,148 @@
+"""What the compressed model in memory gives for the probe: what a runtime is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.core import device
+from compress.core.registry import load
+from compress.pipeline import heard, served
+from compress.pipeline.inputs import load_tokenizer, longest_sequence
+from compress.pipeline.judge import kind_of
+from compress.pipeline.probe import end_tokens, read_probe, texts_of
+from export import environments, judge
+from export.reference import Reference
+from export.runtimes._kind import Arithmetic
+from export.source import Source
+
+PROMPT = 16
+PLAIN = "The three most common fruits are"
+CHAT = [{"role": "user", "content": "Name three fruits, please."}]
+
+
+@dataclass(frozen=True)
+class VerifySettings:
+    """runtimes: which to judge in; empty: the format's first, and others that are installed. threads 0: the cores.
+
+    serve: also start the servers of those that have one, and ask them. port: theirs; 0: a free one.
+    """
+
+    runtimes: tuple[str, ...] = ()
+    threads: int = 0
+    trust_remote_code: bool = False
+    serve: bool = False
+    port: int = 0
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the reference gives on the probe. rounded: the same by arithmetic, where that is not float32."""
+
+    inputs: list[dict[str, Tensor]]
+    exact: list[Tensor]
+    rounded: dict[Arithmetic, list[Tensor]]
+    prompt: list[int]
+    written: list[int]
+    chosen: Tensor
+    decoder: bool
+    texts: list[str]
+    ids: list[list[int]]
+    chat: list[int] | None
+    follow: heard.Follow | None = None
+    rows: served.Rows | None = None
+    note: str = ""
+    config: Any = None
+    asked: Asked | None = None
+
+    @property
+    def over_tokens(self) -> bool:
+        """Whether outputs are distributions over tokens."""
+        return self.decoder or self.follow is not None
+
+    def normalised(self) -> Expected:
+        """With log-probabilities in place of logits, for runtimes that give no others."""
+        rounded = {kind: [output.log_softmax(-1) for output in outputs] for kind, outputs in self.rounded.items()}
+        return replace(self, exact=[output.log_softmax(-1) for output in self.exact], rounded=rounded)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a server is asked, the chat or a prompt, and what the reference says to it, up to the first end token.
+
+    tokens: of the question. answer: ids; logits (n, V) they were chosen from. decode: ids -> text.
+    """
+
+    prompt: str
+    tokens: list[int]
+    answer: list[int]
+    logits: Tensor
+    decode: Callable[[Sequence[int]], str]
+
+
+def expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], settings: VerifySettings) -> Expected:
+    """Run the reference: the whole model in memory, for as long as this takes."""
+    device.set_threads(settings.threads)
+    limit = min(longest_sequence(source.checkpoint.config), told["facts"].get("longest", 1 << 20))
+    sequences = read_probe(source.folder, limit)
+    kind = kind_of(source.model)
+    decoder = kind == "causal"
+    inputs = [{"input_ids": ids[None]} for ids in sequences]
+    if kind == "seq2seq":
+        inputs = heard.inputs_of(source.folder, source.checkpoint.config, sequences)
+    elif not decoder:
+        inputs = [{**given, "attention_mask": torch.ones_like(given["input_ids"])} for given in inputs]
+        inputs.append(_padded(sequences[:2]))
+    tokenizer = load_tokenizer(source.folder, settings.trust_remote_code)
+    texts = texts_of(tokenizer, sequences, told["facts"].get("unlike", ()))
+    reference = Reference(source, told["packed"], load("format", told["format"]).acts)
+    exact = [reference.run(given) for given in inputs]
+    kinds = {arithmetic_of(name, told) for name in runtimes}
+    rounded = {kind: [reference.run(given, kind) for given in inputs] for kind in kinds if _rounds(kind)}
+    prompt = sequences[0][:PROMPT].tolist()
+    written, chosen = reference.greedy(prompt, judge.GREEDY) if decoder else ([], torch.empty(0))
+    ids = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    chat = None
+    if getattr(tokenizer, "chat_template", None):
+        filled = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=False)
+        chat = list(tokenizer(filled, add_special_tokens=False)["input_ids"])
+    follow = heard.follower(reference, inputs[0], source.folder) if kind == "seq2seq" else None
+    rows, note = (None, "") if decoder else served.rows_of(source, reference)
+    asked = _asked(source, reference, tokenizer, chat) if settings.serve and decoder else None
+    scored = {"follow": follow, "rows": rows, "note": note, "config": source.checkpoint.config, "asked": asked}
+    return Expected(inputs, exact, rounded, prompt, written, chosen, decoder, texts, ids, chat, **scored)
+
+
+def _asked(source: Source, reference: Reference, tokenizer: Any, chat: list[int] | None) -> Asked:
+    """The question to servers, and what is right."""
+    tokens = chat if chat is not None else list(tokenizer(PLAIN)["input_ids"])
+    written, logits = reference.greedy(tokens, judge.GREEDY)
+    ends = end_tokens(source, tokenizer)
+    stop = next((n + 1 for n, token in enumerate(written) if token in ends), len(written))
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    return Asked("" if chat is not None else PLAIN, tokens, written[:stop], logits[:stop], decode)
+
+
+def arithmetic_of(runtime: str, told: Mapping[str, Any]) -> Arithmetic:
+    """How a runtime computes this export; what the file itself decides is among its facts."""
+    kind = environments.runtime(runtime).formats[told["format"]]
+    return replace(kind, **told["facts"].get("arithmetic", {}))
+
+
+def _rounds(kind: Arithmetic) -> bool:
+    return kind.dtype != "float32" or bool(kind.coded or kind.dense or kind.integers)
+
+
+def _padded(sequences: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Sequences of different lengths as one batch: whether the mask is heeded shows only here."""
+    ids = [sequences[0], sequences[-1][: max(1, len(sequences[-1]) // 2)]]
+    batch = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(s) for s in ids], batch_first=True)
+    return {"input_ids": batch, "attention_mask": mask}
