@@ -157,7 +157,7 @@ def _judged(
     with RuntimeProcess.open(name, where, settings.threads) as process:
         if process.normalised and expected.decoder:
             expected = expected.normalised()
-        allowed = judge.bounds(expected.exact, expected.rounded.get(arithmetic), arithmetic)
+        allowed = expected.allowed(arithmetic)
         runtime = f"{name} {process.version}"
         timed = process.latency(PROMPT, DECODE if expected.decoder else 1, REPEATS)
         memory = process.rss()
@@ -175,7 +175,7 @@ def _served(where: Path, name: str, told: dict[str, Any], expected: Expected, se
     """The runtime's server, asked by a client."""
     asked, arithmetic = expected.asked, arithmetic_of(name, told)
     assert asked is not None
-    allowed = judge.bounds(expected.exact, expected.rounded.get(arithmetic), arithmetic)
+    allowed = expected.allowed(arithmetic)
     with Server.of(name, where, settings.port, settings.threads) as server:
         answer = server.complete(asked.prompt, judge.GREEDY) if asked.prompt else server.chat(CHAT, judge.GREEDY)
         line = judge.served(answer.text, asked.answer, asked.logits, asked.decode, allowed)
