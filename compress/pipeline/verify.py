@@ -145,6 +145,8 @@ def _runtimes(where: Path, form: ExportFormat, settings: VerifySettings) -> tupl
         raise RecipeError(f"{name} does not open {where}: {because}")
     places = [environments.place(name) for name in wanted if name not in refused]
     there = [place.name for place in places if place.interpreter is not None]
+    if not places and refused:  # nobody is left to judge it
+        return [], [f"{name} does not open it: {because}" for name, because in refused.items()][:1]
     needed = places if settings.runtimes else [] if there else places[:1]
     missing = [str(MissingRuntimeError(p.name, p.install)) for p in needed if p.interpreter is None]
     return there, missing

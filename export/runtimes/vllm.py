@@ -130,6 +130,10 @@ def _refuses(config: Mapping[str, Any]) -> str | None:
             return "its CPU kernels take no 4-bit weights with int8 inputs"
     if said.get("quant_method") == "gptq" and (said.get("bits") != 4 or said.get("dynamic")):
         return "its CPU kernels take GPTQ weights of 4 bits, all alike"
+    if said.get("quant_method") == "gptq" and not said.get("sym"):
+        return (
+            "it opens GPTQ weights without zero points only (quantize with --symmetric, or export compressed-tensors)"
+        )
     sizes = [config.get(key) for key in ("hidden_size", "intermediate_size")]
     if any(isinstance(size, int) and size % SIZE for size in sizes):
         return f"its CPU kernels take layers whose sizes are multiples of {SIZE}, and these are {sizes}"
