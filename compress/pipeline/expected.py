@@ -16,11 +16,14 @@ from compress.pipeline.inputs import load_tokenizer, longest_sequence
 from compress.pipeline.judge import kind_of
 from compress.pipeline.probe import end_tokens, read_probe, texts_of
 from export import environments, judge
+from export.judge import Bounds
 from export.reference import Reference
 from export.runtimes._kind import Arithmetic
 from export.source import Source
 
 PROMPT = 16
+ACTED = Arithmetic(integers=True)
+"""The reference without the artifact's own rounding of inputs: what that does, others may do elsewhere."""
 PLAIN = "The three most common fruits are"
 CHAT = [{"role": "user", "content": "Name three fruits, please."}]
 
@@ -69,6 +72,17 @@ class Expected:
         rounded = {kind: [output.log_softmax(-1) for output in outputs] for kind, outputs in self.rounded.items()}
         return replace(self, exact=[output.log_softmax(-1) for output in self.exact], rounded=rounded)
 
+    def allowed(self, arithmetic: Arithmetic) -> Bounds:
+        """What a runtime that computes like that may differ by.
+
+        Where inputs are rounded to int8, a cache is enough to change which token is preferred: sums of another order
+        put values on the other side of ties, and that moves as much as rounding itself does.
+        """
+        found = judge.bounds(self.exact, self.rounded.get(arithmetic), arithmetic)
+        if ACTED not in self.rounded:
+            return found
+        return replace(found, gap=max(found.gap, judge.bounds(self.exact, self.rounded[ACTED], ACTED).gap))
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -102,6 +116,8 @@ def expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], sett
     reference = Reference(source, told["packed"], load("format", told["format"]).acts)
     exact = [reference.run(given) for given in inputs]
     kinds = {arithmetic_of(name, told) for name in runtimes}
+    if decoder and reference.acts and any(coded.activation for coded in source.coded.values()):
+        kinds.add(ACTED)
     rounded = {kind: [reference.run(given, kind) for given in inputs] for kind in kinds if _rounds(kind)}
     prompt = sequences[0][:PROMPT].tolist()
     written, chosen = reference.greedy(prompt, judge.GREEDY) if decoder else ([], torch.empty(0))

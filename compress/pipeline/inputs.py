@@ -25,7 +25,7 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     if datasets := sys.modules.get("datasets"):  # 90 MB that built-in text and text files do without
         datasets.disable_progress_bars()
-    for name in ("datasets", "huggingface_hub", "accelerate", "compressed_tensors", "httpx"):
+    for name in ("datasets", "huggingface_hub", "accelerate", "compressed_tensors", "httpx", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 

@@ -145,6 +145,8 @@ def _runtimes(where: Path, form: ExportFormat, settings: VerifySettings) -> tupl
         raise RecipeError(f"{name} does not open {where}: {because}")
     places = [environments.place(name) for name in wanted if name not in refused]
     there = [place.name for place in places if place.interpreter is not None]
+    if not places and refused:  # nobody is left to judge it
+        return [], [f"{name} does not open it: {because}" for name, because in refused.items()][:1]
     needed = places if settings.runtimes else [] if there else places[:1]
     missing = [str(MissingRuntimeError(p.name, p.install)) for p in needed if p.interpreter is None]
     return there, missing or ([] if places else [f"{name} does not open it: {why}" for name, why in refused.items()])
@@ -157,7 +159,7 @@ def _judged(
     with RuntimeProcess.open(name, where, settings.threads) as process:
         if process.normalised and expected.decoder:
             expected = expected.normalised()
-        allowed = judge.bounds(expected.exact, expected.rounded.get(arithmetic), arithmetic)
+        allowed = expected.allowed(arithmetic)
         runtime = f"{name} {process.version}"
         timed = process.latency(PROMPT, DECODE if expected.decoder else 1, REPEATS)
         memory = process.rss()
@@ -175,7 +177,7 @@ def _served(where: Path, name: str, told: dict[str, Any], expected: Expected, se
     """The runtime's server, asked by a client."""
     asked, arithmetic = expected.asked, arithmetic_of(name, told)
     assert asked is not None
-    allowed = judge.bounds(expected.exact, expected.rounded.get(arithmetic), arithmetic)
+    allowed = expected.allowed(arithmetic)
     with Server.of(name, where, settings.port, settings.threads) as server:
         answer = server.complete(asked.prompt, judge.GREEDY) if asked.prompt else server.chat(CHAT, judge.GREEDY)
         line = judge.served(answer.text, asked.answer, asked.logits, asked.decode, allowed)

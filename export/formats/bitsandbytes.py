@@ -121,7 +121,11 @@ def _write(source: Source, folder: Path, options: Options, report: Report) -> Wr
         **(_four(options) if four else EIGHT),
     }
     write_json(folder / "config.json", config)
-    notes = [] if four else ["bitsandbytes rounds the inputs of these layers to int8, columns of outliers left out"]
+    notes = (
+        []
+        if four
+        else ["inputs of packed layers are rounded to int8 while the model runs, columns of outliers left out"]
+    )
     notes += [f"{name} is stored as float32: bitsandbytes holds linear layers only" for name in _decoded(source, held)]
     return Written(tuple(held), {"layers": len(bases), "arithmetic": FOUR if four else INT8}, tuple(notes))
 

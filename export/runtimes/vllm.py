@@ -8,8 +8,10 @@ inputs on AMX unless VLLM_CPU_INT4_W4A8=0), scaled_mm/cpu.py (W8A8), vllm/platfo
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,15 +46,12 @@ class Session:
         from vllm import LLM, SamplingParams
 
         torch.set_num_threads(threads)
-        from transformers import AutoConfig
-
-        longest = getattr(AutoConfig.from_pretrained(folder).get_text_config(), "max_position_embeddings", LENGTH)
         self._asked = SamplingParams
         self.engine = LLM(
             folder,
             dtype="bfloat16",
             enforce_eager=True,
-            max_model_len=min(LENGTH, int(longest)),
+            max_model_len=_length(folder),
             max_logprobs=-1,
             max_num_seqs=4,
             kv_cache_memory_bytes=CACHE_BYTES,
@@ -109,6 +108,14 @@ class Session:
         return self.engine.generate({"prompt_token_ids": ids}, self._asked(**asked), use_tqdm=False)[0]
 
 
+def _length(folder: str) -> int:
+    """Positions that an engine is opened for: LENGTH, or all that the model has."""
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    text = config.get("text_config") or config
+    known = [text.get(name) for name in ("max_position_embeddings", "n_positions")]
+    return min([LENGTH, *(number for number in known if isinstance(number, int))])
+
+
 def _refuses(config: Mapping[str, Any]) -> str | None:
     """What the CPU kernels do not take, by the config alone."""
     name = (config.get("architectures") or [""])[0]
@@ -121,8 +128,12 @@ def _refuses(config: Mapping[str, Any]) -> str | None:
             return f"its CPU kernels take weights of 4 bits, or of 8 with int8 inputs, and these have {bits}"
         if bits == 4 and inputs:
             return "its CPU kernels take no 4-bit weights with int8 inputs"
-    if said.get("quant_method") == "gptq" and (said.get("bits") != 4 or not said.get("sym") or said.get("dynamic")):
-        return "its CPU kernels take symmetric GPTQ weights of 4 bits, all alike"
+    if said.get("quant_method") == "gptq" and (said.get("bits") != 4 or said.get("dynamic")):
+        return "its CPU kernels take GPTQ weights of 4 bits, all alike"
+    if said.get("quant_method") == "gptq" and not said.get("sym"):
+        return (
+            "it opens GPTQ weights without zero points only (quantize with --symmetric, or export compressed-tensors)"
+        )
     sizes = [config.get(key) for key in ("hidden_size", "intermediate_size")]
     if any(isinstance(size, int) and size % SIZE for size in sizes):
         return f"its CPU kernels take layers whose sizes are multiples of {SIZE}, and these are {sizes}"
@@ -139,7 +150,7 @@ def _server(folder: str, port: int) -> list[str]:
     return [
         "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--host", "127.0.0.1", "--port", str(port),
         "--served-model-name", "model", "--dtype", "bfloat16", "--enforce-eager",
-        "--max-model-len", str(LENGTH), "--kv-cache-memory-bytes", str(CACHE_BYTES), "--max-num-seqs", "4",
+        "--max-model-len", str(_length(folder)), "--kv-cache-memory-bytes", str(CACHE_BYTES), "--max-num-seqs", "4",
     ]  # fmt: skip
 
 

@@ -191,3 +191,8 @@ def test_what_vllm_opens_is_told_by_the_config(tmp_path: Path) -> None:
     assert "weights of 4 bits" in (because("LlamaForCausalLM", 8) or "")
     assert "multiples of 32" in (because("LlamaForCausalLM", 4, hidden_size=80) or "")
     assert refuses("transformers", tmp_path) is None
+    gptq = {"quant_method": "gptq", "bits": 4, "sym": False}
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architectures": ["LlamaForCausalLM"], "quantization_config": gptq})
+    )
+    assert "without zero points only" in (refuses("vllm", tmp_path) or "")

@@ -84,7 +84,7 @@ def test_vllm_alone_catches_planted_faults(
     where, _ = written(out, "compressed-tensors")
     plant, expected = PLANTED[fault]
     plant(where)
-    monkeypatch.setattr(stage, "_static", lambda *_: [{"check": "nothing", "runtime": "", "passed": True}])
+    monkeypatch.setattr(stage, "static_lines", lambda *_: [{"check": "nothing", "runtime": "", "passed": True}])
     found = judged(where, out, "vllm")
     assert any(check.startswith(expected) for check in wrong_lines(found))
     with pytest.raises(VerificationError, match="do not serve this file"):
