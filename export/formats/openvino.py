@@ -224,4 +224,5 @@ EXPORT = ExportFormat(
     write=write,
     read_back=read_back,
     readme=readme,
+    writer=RUNTIME,
 )
