@@ -116,7 +116,7 @@ def artifact(name: str, base: Path, **settings: Any) -> Path:
     if not (out / "compress" / "record.json").is_file():
         tiny.save_tiny(name, source)
         AutoTokenizer.from_pretrained(source).save_pretrained(source)  # as the class of the model has it
-        given = QUICK | ({} if "scheme" in settings else {"bits": 4, "group_size": 32}) | settings
+        given = QUICK | ({} if {"scheme", "activations"} & set(settings) else {"bits": 4, "group_size": 32}) | settings
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             quantize(Recipe.build(model=str(source), out=str(out), **given))

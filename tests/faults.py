@@ -63,14 +63,13 @@ def dropped_bias(source: Source, copy: Path) -> None:
 
 def untied_head(source: Source, copy: Path) -> None:
     """The head is no longer the embedding, but a matrix of its own: rows have moved by one."""
-    embedding, head = source.structure.embedding, source.structure.head
-    assert embedding is not None
+    head, tied = source.structure.head, source.model.all_tied_weights_keys
     assert head is not None
-    stored = source.checkpoint.sources[embedding.param].keys[0]
 
     def change(tensors: Tensors) -> None:
-        if stored in tensors:
-            tensors[head.param] = tensors[stored].roll(1, 0)
+        for name, other in tied.items():
+            if other in tensors:
+                tensors[name] = tensors[other].roll(1, 0) if name == head.param else tensors[other].clone()
 
     edit_weights(copy, change)
     edit_json(copy / "config.json", lambda config: config.update(tie_word_embeddings=False))
