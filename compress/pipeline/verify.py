@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from compress.core import device
-from compress.core.errors import MissingRuntimeError, RecipeError, UsageError, VerificationError
+from compress.core.errors import CompressError, MissingRuntimeError, RecipeError, UsageError, VerificationError
 from compress.core.files import write_json
 from compress.core.registry import load
 from compress.core.types import Measurement, RunRecord
@@ -68,7 +68,12 @@ def verify(where: Path, source: Source, settings: VerifySettings, hooks: Hooks) 
         notes += filter(None, [expected.note])
         for number, name in enumerate(chosen):
             hooks.report(f"running {name}", number, len(chosen))
-            found, figures = _judged(where, name, told, expected, settings)
+            try:
+                found, figures = _judged(where, name, told, expected, settings)
+            except CompressError as error:  # what it says as it refuses the file, or its last words
+                runtime = f"{name} {environments.place(name).version}"
+                lines.append({"check": "opens and runs", "runtime": runtime, "passed": False, "said": str(error)})
+                continue
             lines += found
             measurements += figures
             if expected.asked is not None and environments.runtime(name).server is not None:

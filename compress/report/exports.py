@@ -63,6 +63,11 @@ def rows(record: RunRecord) -> list[Row]:
         agrees = not wrong if runtime else False if wrong else None
         form = words.clean(about.detail.get("format", ""), 40)
         found.append(Row(form, words.clean(runtime, 40), agrees, cells, wrong))
+    known = {(row.export, row.runtime) for row in found}
+    for line in record.verified:
+        key = (str(line.get("export")), str(line.get("runtime")))
+        if line.get("check") == "opens and runs" and "export" in line and key not in known:
+            found.append(Row(words.clean(key[0], 40), words.clean(key[1], 40), False, {}, (said(line),)))
     return found
 
 
