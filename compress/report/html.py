@@ -13,7 +13,7 @@ from string import Template
 
 from compress.core.errors import MissingExtraError
 from compress.core.types import LayerResult, RunRecord
-from compress.report import charts, steps, summary, training, words
+from compress.report import charts, exports, steps, summary, training, words
 from compress.report.chartkit import Chart
 from compress.report.pieces import Cell, Column, card, chart, code, esc, facts, script_json, section, table
 
@@ -87,7 +87,8 @@ def _title(record: RunRecord) -> str:
     return f"{name} · compress {record.command}"
 
 
-def _body(record: RunRecord, drawn: list[Chart]) -> str:
+def _body(whole: RunRecord, drawn: list[Chart]) -> str:
+    record = exports.without(whole)
     by_group = {key: "".join(chart(c) for c in drawn if c.group == key) for key, _, _ in GROUPS}
     extra = {
         "training": _balance(record),
@@ -107,6 +108,12 @@ def _body(record: RunRecord, drawn: list[Chart]) -> str:
                 "Verification",
                 _verified(record),
                 "The written file, loaded in its own runtime and compared.",
+            ),
+            section(
+                "exports",
+                "Exports",
+                _exports(whole),
+                "Each opened by its own runtime, against the compressed model in memory.",
             ),
             section("plan", "Plan", _reasons(record)),
             section("layers", "Layers", _layers(record)),
@@ -323,6 +330,19 @@ def _verified(record: RunRecord) -> str:
         for v in record.verified[:50]
     ]
     return table("Loaded and compared", columns, rows)
+
+
+def _exports(record: RunRecord) -> str:
+    found = exports.rows(record)
+    names = exports.columns(found)
+    columns = [Column("export", code=True), Column("runtime", code=True), Column("verdict", code=True)]
+    columns += [Column(exports.NUMBERS[name], True) for name in names]
+    tone = {True: "good", False: "bad", None: ""}
+    made: list[list[Cell | str]] = []
+    for row in found:
+        verdict = Cell(row.verdict, below="; ".join(row.wrong), tone=tone[row.agrees])
+        made.append([row.export, row.runtime, verdict, *(row.cells.get(name, words.MISSING) for name in names)])
+    return table("Exports in their runtimes", columns, made)
 
 
 def _notes(record: RunRecord) -> str:
