@@ -1,4 +1,4 @@
-"""Settings of every test: one torch thread, since tiny matrices gain nothing from more; and what several folders use."""
+"""Settings of every test: one torch thread (tiny matrices gain nothing from more); a fixture of several folders."""
 
 from __future__ import annotations
 

@@ -123,7 +123,9 @@ def artifact(name: str, base: Path, **settings: Any) -> Path:
     return out
 
 
-def written(out: Path, form: str, runtime: str = "", where: Path | None = None, **options: str) -> tuple[Path, RunRecord]:
+def written(
+    out: Path, form: str, runtime: str = "", where: Path | None = None, **options: str
+) -> tuple[Path, RunRecord]:
     """An export as `compress export` makes it, judged in `runtime`, or not at all."""
     verify = VerifySettings((runtime,) if runtime else (), threads=1)
     record, failures = export(out, ExportSettings((form,), options, where, bool(runtime), True, verify), Hooks())

@@ -77,7 +77,9 @@ def untied_head(source: Source, copy: Path) -> None:
 
 def wrong_rope(source: Source, copy: Path) -> None:
     """Positions are turned by another base."""
-    edit_json(copy / "config.json", lambda config: [part.update(rope_theta=100 * theta) for part, theta in _ropes(config)])
+    edit_json(
+        copy / "config.json", lambda config: [part.update(rope_theta=100 * theta) for part, theta in _ropes(config)]
+    )
 
 
 def no_template(source: Source, copy: Path) -> None:
@@ -163,5 +165,3 @@ def reseal(where: Path) -> None:
     files = [path for path in sorted(where.rglob("*")) if path.is_file() and path.name not in OWN - {"README.md"}]
     found = {path.relative_to(where).as_posix(): file_sha256(path) for path in files}
     edit_json(where / EXPORT, lambda told: told.update(files=found))
-
-

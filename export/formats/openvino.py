@@ -93,7 +93,7 @@ def _misfit(coded: Coded) -> str | None:
     if coded.activation is not None:
         return "takes int8 inputs, which this format does not say; export onnx, or quantize with --activations none"
     if coded.layer.container not in CAPS.containers:
-        return f"is a {coded.layer.container} weight, which the converted graph does not multiply by itself; export gguf or gptq"
+        return f"is a {coded.layer.container} weight, which its graph does not multiply by itself; export gguf"
     if scheme.group_size != -1 and columns % scheme.group_size:
         return f"has {columns} inputs, which groups of {scheme.group_size} do not divide; quantize with --group-size 32"
     return None

@@ -82,9 +82,9 @@ def fitting(bench: Bench, form: str, runtime: str = "") -> Subject:
     """The first subject that a format holds, and a runtime opens."""
     need(format_of(form).writer, runtime)
     for of in FITTING:
-        if bench.refusal(form, of) is None:
-            if not runtime or environments.refuses(runtime, bench.export(form, of)) is None:
-                return of
+        held = bench.refusal(form, of) is None
+        if held and (not runtime or environments.refuses(runtime, bench.export(form, of)) is None):
+            return of
     raise AssertionError(f"add to FITTING what {form} holds and {runtime or 'its runtime'} opens")
 
 
