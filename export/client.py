@@ -75,6 +75,11 @@ class RuntimeProcess(Child):
         found: list[int] | None = self.ask("chat", {"messages": [dict(m) for m in messages]})
         return found
 
+    def probe(self) -> list[dict[str, Any]]:
+        """Rows {what, rows, seconds, plain_seconds} of the runtime's own operators on this machine."""
+        found: list[dict[str, Any]] = self.ask("probe", {})
+        return found
+
     def latency(self, prompt: int, decode: int, repeats: int, warmup: int = 1) -> dict[str, Any]:
         """{"prefill_seconds": (repeats,), "step_seconds": (repeats, decode), "threads"}."""
         told = {"prompt": prompt, "decode": decode, "repeats": repeats, "warmup": warmup}

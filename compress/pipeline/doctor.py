@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from compress.core import device
 from compress.core.opening import DEMO_PACKAGE, DEMO_VERSION
+from compress.pipeline.preflight import probes
 from export import environments
 
 OPTIONAL = {
@@ -56,6 +58,16 @@ def examine() -> dict[str, Any]:
     return found
 
 
+def bench(say: Callable[[str, int, int], None]) -> dict[str, list[dict[str, Any]]]:
+    """How fast the operators of every installed runtime are here, next to float32's."""
+    names = [name for name in environments.known() if environments.runtime(name).probe is not None]
+    found = {}
+    for number, name in enumerate(names):
+        say(f"timing {name}", number, len(names))
+        found[name] = probes(name)
+    return {name: rows for name, rows in found.items() if rows}
+
+
 def _instructions(isa: dict[str, Any]) -> str:
     if not isa["known"]:
         return "this system does not say"
@@ -86,4 +98,10 @@ def show(found: dict[str, Any], console: Console) -> None:
         console.print(f"runtime {name}: {state}", markup=False)
     if not found["isa"].get("avx512_vnni") and not found["isa"].get("amx_int8") and not found["isa"].get("avx_vnni"):
         console.print("no int8 dot-product instructions: int8 may be slower than float on this CPU", markup=False)
+    for name, rows in found.get("operators", {}).items():
+        for row in rows:
+            console.print(
+                f"{name}, {row['what']}, {row['rows']} tokens: {row['speedup']:.2f} times the speed of float32",
+                markup=False,
+            )
     console.print("Next: compress quantize --bits 4", markup=False)

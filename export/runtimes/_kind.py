@@ -54,7 +54,8 @@ class Runtime:
     runtime's. packages: what `compress runtime install` installs, pinned and tested together; empty when it lives in
     the interpreter of compress itself. unwanted: packages to be removed afterwards. server: (folder, port) -> arguments
     of the interpreter that start a server for OpenAI clients, None when it has none. environment: variables it runs
-    with, server and session alike. refuses: config.json of an export -> why it does not open that one.
+    with, server and session alike. refuses: config.json of an export -> why it does not open that one. probe: threads
+    -> rows {what, rows, seconds, plain_seconds}: how long its own operators take here, and float32's for the same.
     """
 
     open: Callable[[str, Mapping[str, Any]], Any]
@@ -66,5 +67,6 @@ class Runtime:
     server: Callable[[str, int], list[str]] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     refuses: Callable[[Mapping[str, Any]], str | None] | None = None
+    probe: Callable[[int], list[dict[str, Any]]] | None = None
     extra: str = ""
     notes: tuple[str, ...] = ()
