@@ -34,11 +34,11 @@ SETTINGS = VerifySettings(threads=1)
 class InProcess(RuntimeProcess):
     """The worker of a runtime, called instead of started."""
 
-    def __init__(self, name: str, threads: int = 0, patience: float | None = None) -> None:
+    def __init__(self, name: str, threads: int = 0, patience: float | None = None, trusted: bool = False) -> None:
         del patience
         self._server = Server(name)
         self.runtime, self.kind, self.vocabulary, self.normalised = name, "", 0, False
-        self.threads = int(self.ask("settings", {"values": {"threads": threads}}))
+        self.threads = int(self.ask("settings", {"values": {"threads": threads, "trust_remote_code": trusted}}))
         self.version = str(self.ask("version", {}))
 
     def ask(self, verb: str, arguments: Mapping[str, Any]) -> Any:

@@ -86,7 +86,7 @@ def export(artifact: Path, settings: ExportSettings, hooks: Hooks | None = None)
         if settings.check:
             found[job.where] = verify(job.where, source, settings.verify, hooks)
             try:
-                raise_if_wrong(job.where, found[job.where])
+                raise_if_wrong(job.where, found[job.where], ", or pass --no-verify")
             except Exception as error:
                 failures.append(error)
             stages.done(f"verify {job.name}")

@@ -122,6 +122,17 @@ class Server:
             return None
         return [int(token) for token in self._open().chat(messages) or []]
 
+    def answer(self, asked: list[dict[str, str]] | str, n: int) -> dict[str, str] | None:
+        """What its client says to messages or a prompt: {"text", "client"}; None where it has none."""
+        if not hasattr(self._open(), "answer"):
+            return None
+        text, client = self._open().answer(asked, n)
+        return {"text": text, "client": client}
+
+    def read(self, texts: list[str]) -> dict[str, Any] | None:
+        """What its client makes of texts: {"client", "values" or "labels"}, plain lists; None where it has none."""
+        return self._open().read(texts) if hasattr(self._open(), "read") else None
+
     def latency(self, prompt: int, decode: int, repeats: int, warmup: int) -> dict[str, Any]:
         """Seconds of prefill and of decode steps, as compress.measure.subject times them."""
         import numpy as np
