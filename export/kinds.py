@@ -40,7 +40,8 @@ class ExportFormat:
     (folder) -> lines that serve it and ask it once, Markdown. acts: whether inputs that the artifact rounds to int8 are
     rounded by whoever opens the file, as it says. kept: (folder, source) -> (name, as stored, as it should be) of what
     else the file says in numbers: weights that stayed float, grids of inputs. operators: (source, options) -> names of
-    the runtime's operators (Runtime.probe) that do the work.
+    the runtime's operators (Runtime.probe) that do the work. writer: the runtime whose own
+    converter takes part in writing; without it nothing can be written.
     """
 
     summary: str
@@ -54,3 +55,4 @@ class ExportFormat:
     acts: bool = False
     kept: Callable[[Path, Source], Iterator[tuple[str, Tensor, Tensor]]] | None = None
     operators: Callable[[Source, Any], tuple[str, ...]] | None = None
+    writer: str = ""

@@ -89,11 +89,11 @@ def refuses(source: Source, options: Options) -> str | None:
 
 def _misfit(coded: Coded) -> str | None:
     if coded.scheme.kind != "int":
-        return f"is {coded.scheme.name}; MatMulNBits holds integer codes"
+        return f"is {coded.scheme.name}; MatMulNBits holds integer codes (--bits 4)"
     if coded.activation is not None:
-        return "takes int8 inputs on a grid of its own, which MatMulNBits has no place for"
+        return "takes int8 inputs on a grid of its own, which MatMulNBits has no place for (--activations none)"
     if coded.layer.container not in CAPS.containers:
-        return f"is a {coded.layer.container} weight, which the builder's graph does not multiply by itself"
+        return f"is a {coded.layer.container} weight, which the builder's graph does not multiply so; export gguf"
     if block_of(coded.scheme, coded.layer.shape[1]) is None:
         return f"has groups of {coded.scheme.group_size}; blocks are multiples of 16: quantize with --group-size 32"
     return None
@@ -231,4 +231,5 @@ EXPORT = ExportFormat(
     write=write,
     read_back=read_back,
     readme=readme,
+    writer=RUNTIME,
 )
