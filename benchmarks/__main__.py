@@ -11,7 +11,8 @@ from benchmarks.shared import REPORTS, render, save
 from compress.core.device import share_cores
 
 SUITES = (
-    "startup", "quality", "speed", "memory", "exactness", "resume", "peft_methods", "demo", "tasks", "onnx", "formats",
+    "startup", "quality", "speed", "memory", "exactness", "resume", "peft_methods", "demo", "tasks", "onnx", "exports",
+    "formats",
 )  # fmt: skip
 
 

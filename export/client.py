@@ -20,8 +20,10 @@ PATIENCE_SECONDS = 900.0
 class RuntimeProcess(Child):
     """An export, open in its runtime, in a process of its own; a context manager."""
 
-    def __init__(self, name: str, threads: int = 0, patience: float | None = PATIENCE_SECONDS) -> None:
-        """Start the process. Raises MissingRuntimeError."""
+    def __init__(
+        self, name: str, threads: int = 0, patience: float | None = PATIENCE_SECONDS, trusted: bool = False
+    ) -> None:
+        """Start the process. trusted: code that a model brings may be run. Raises MissingRuntimeError."""
         where = environments.place(name)
         if where.interpreter is None:
             raise MissingRuntimeError(where.name, where.install)
@@ -32,16 +34,16 @@ class RuntimeProcess(Child):
         super().__init__(command, environment, where.name, patience)
         self.runtime, self.kind, self.vocabulary, self.normalised = where.name, "", 0, False
         try:
-            self.threads = int(self.ask("settings", {"values": {"threads": threads}}))
+            self.threads = int(self.ask("settings", {"values": {"threads": threads, "trust_remote_code": trusted}}))
             self.version = str(self.ask("version", {}))
         except BaseException:
             self.close(at_once=True)
             raise
 
     @classmethod
-    def open(cls, name: str, folder: Path, threads: int = 0) -> RuntimeProcess:
+    def open(cls, name: str, folder: Path, threads: int = 0, trusted: bool = False) -> RuntimeProcess:
         """A fresh process with the export in `folder` open. Raises what the process raises."""
-        process = cls(name, threads)
+        process = cls(name, threads, trusted=trusted)
         try:
             told = process.ask("load", {"subject": str(folder.resolve())})
         except BaseException:
@@ -73,6 +75,22 @@ class RuntimeProcess(Child):
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int] | None:
         """Ids of the prompt that its server builds: none where it has no template; None where it never builds any."""
         found: list[int] | None = self.ask("chat", {"messages": [dict(m) for m in messages]})
+        return found
+
+    def probe(self) -> list[dict[str, Any]]:
+        """Rows {what, rows, seconds, plain_seconds} of the runtime's own operators on this machine."""
+        found: list[dict[str, Any]] = self.ask("probe", {})
+        return found
+
+    def answer(self, asked: Sequence[Mapping[str, str]] | str, n: int) -> dict[str, str] | None:
+        """{"text", "client"}: what the client of its users says to messages or a prompt; None where there is none."""
+        told = asked if isinstance(asked, str) else [dict(message) for message in asked]
+        found: dict[str, str] | None = self.ask("answer", {"asked": told, "n": n})
+        return found
+
+    def read(self, texts: Sequence[str]) -> dict[str, Any] | None:
+        """{"client", "values" or "labels"}: what that client makes of each text; None where there is none."""
+        found: dict[str, Any] | None = self.ask("read", {"texts": list(texts)})
         return found
 
     def latency(self, prompt: int, decode: int, repeats: int, warmup: int = 1) -> dict[str, Any]:

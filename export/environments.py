@@ -107,12 +107,15 @@ def install(name: str, say: Callable[[str], None]) -> Place:
         pip = [str(_python(home)), "-m", "pip", "--disable-pip-version-check"]
         say(f"{name}: installing {', '.join(kind.packages)}")
         _run([*pip, "install", "--quiet", *kind.packages], dict(kind.build))
+        if kind.alone:
+            say(f"{name}: installing {', '.join(kind.alone)}")
+            _run([*pip, "install", "--quiet", "--no-deps", *kind.alone], dict(kind.build))
         if kind.unwanted:
             _run([*pip, "uninstall", "--quiet", "--yes", *kind.unwanted], {})
         version = _version_there(_python(home), kind)
         if version is None:
             raise CompressError(f"{name}: {kind.distribution} is not there after its installation; report this")
-        write_json(home / READY, {"packages": list(kind.packages), "version": version})
+        write_json(home / READY, {"packages": [*kind.packages, *kind.alone], "version": version})
     except BaseException:
         shutil.rmtree(home, ignore_errors=True)
         raise
@@ -163,7 +166,9 @@ def _named() -> dict[str, str]:
 
 
 def _home(name: str, kind: Runtime) -> Path:
-    what = json.dumps([kind.packages, kind.unwanted, dict(kind.build), sys.version_info[:2]])
+    what = json.dumps(
+        [kind.packages, kind.unwanted, dict(kind.build), sys.version_info[:2], *([kind.alone] if kind.alone else [])]
+    )
     return folder() / f"{name}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
 
 

@@ -159,6 +159,29 @@ def served(
     return {**line, "said": f"it answers {text[:60]!r}, the reference {whole[:60]!r}"}
 
 
+def labels(exact: Sequence[Tensor], found: Sequence[Sequence[Sequence[float]]], allowed: Bounds, what: str) -> Line:
+    """Does a client give the reference's class to each token?
+
+    exact: logits (L, C) of each text. found: [position, class, probability] of the tokens that the client tells of. A
+    class that the reference does not prefer must be one that the allowed gap explains.
+    """
+    count = equal = 0
+    gap = off = 0.0
+    for logits, told in zip(exact, found, strict=True):
+        shares = logits.softmax(-1)
+        for position, label, score in told:
+            row, column = int(position), int(label)
+            lost = float(logits[row].max() - logits[row, column])
+            count, equal, gap = count + 1, equal + int(lost == 0), max(gap, lost)
+            off = max(off, abs(float(shares[row, column]) - score))
+    limit = min(1.0, allowed.gap)  # of a probability: at most a quarter of what the logits move
+    right = bool(count) and gap <= allowed.gap and off <= limit
+    line: Line = {"check": what, "equal": equal, "of": count, "gap": gap, "tolerance": allowed.gap, "passed": right}
+    if not right:
+        line["said"] = f"{equal} of {count} tokens have the reference's class, probabilities are off by {off:.3g}"
+    return line
+
+
 def same_ids(expected: Sequence[Sequence[int]], found: Sequence[Sequence[int]] | None, what: str) -> Line | None:
     """Are ids equal? None where the runtime makes none."""
     if found is None:

@@ -65,8 +65,9 @@ class Server:
         self.seconds = time.monotonic() - begin
 
     @classmethod
-    def of(cls, name: str, folder: Path, port: int = 0, threads: int = 0, patience: float = START_SECONDS) -> Server:
-        """The server of the runtime `name` for the export in `folder`. port 0: a free one.
+    def of(cls, name: str, folder: Path, port: int = 0, threads: int = 0, trusted: bool = False) -> Server:
+        """The server of the runtime `name` for the export in `folder`. port 0: a free one. trusted: code that the model
+        brings may be run.
 
         Raises MissingRuntimeError, UsageError for a runtime without a server, and what the constructor raises.
         """
@@ -79,7 +80,7 @@ class Server:
         variables = {"OMP_NUM_THREADS": str(threads)} if threads else {}
         environment = device.plain_environment() | variables | {**kind.environment}
         command = [str(where.interpreter), *kind.server(str(folder.resolve()), chosen)]
-        return cls(where.name, command, environment, chosen, patience)
+        return cls(where.name, [*command, *(kind.trusting if trusted else ())], environment, chosen, START_SECONDS)
 
     def chat(self, messages: Sequence[Mapping[str, str]], tokens: int) -> Answer:
         """What it answers with temperature 0 in at most `tokens` tokens. Raises CompressError when it does not."""

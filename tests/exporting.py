@@ -71,11 +71,11 @@ def subject(model: str, scheme: str) -> Subject:
 class InProcess(RuntimeProcess):
     """The worker of a runtime, called instead of started; runtimes that live elsewhere are started."""
 
-    def __init__(self, name: str, threads: int = 0, patience: float | None = None) -> None:
+    def __init__(self, name: str, threads: int = 0, patience: float | None = None, trusted: bool = False) -> None:
         del patience
         self._server = Server(name)
         self.runtime, self.kind, self.vocabulary, self.normalised = name, "", 0, False
-        self.threads = int(self.ask("settings", {"values": {"threads": threads}}))
+        self.threads = int(self.ask("settings", {"values": {"threads": threads, "trust_remote_code": trusted}}))
         self.version = str(self.ask("version", {}))
 
     @classmethod

@@ -9,7 +9,7 @@ from compress.commands import _run
 EXAMPLES = _run.epilog(
     "compress verify ./my-model-4bit/exports/gguf",
     "compress verify ./my-model-4bit/exports/gptq --runtime vllm",
-    "compress verify ./my-model-4bit/exports/gguf --serve       # its server too, asked by an OpenAI client",
+    "compress verify ./my-model-4bit/exports/gguf --serve       # asked as its users do: its server, or its client",
     "compress verify ./moved/gguf --against ./my-model-4bit",
 )
 
@@ -23,7 +23,7 @@ def command(
     export: str = typer.Argument(help="Folder of an export.", show_default=False),
     against: str | None = typer.Option(None, help="The artifact it was made from [default: where it was]."),
     runtime: list[str] | None = _run.RUNTIMES,
-    serve: bool = typer.Option(False, "--serve", help="Also start its server, ask it as users do, and compare."),
+    serve: bool = typer.Option(False, "--serve", help="Also ask its server, or its users' client, and compare."),
     port: int = typer.Option(0, help="Port of the server, on this machine only; 0 takes a free one."),
     threads: int = typer.Option(0, help="Threads; 0 takes the physical cores."),
     trust_remote_code: bool = _run.TRUST,

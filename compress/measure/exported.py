@@ -35,6 +35,7 @@ class Exported:
             raise MissingRuntimeError(where.name, where.install)
         own = where.how == "own"
         environment = device.child_environment() if own else device.plain_environment()
+        environment |= {**environments.runtime(self.runtime).environment}
         return [str(where.interpreter), str(_worker.__file__), where.name], environment
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import Tensor
 from compress.core import device
 from compress.core.registry import load
 from compress.pipeline import heard, served
+from compress.pipeline.asked import CHAT, Asked, Reading, asked_of, reading_of
 from compress.pipeline.inputs import load_tokenizer, longest_sequence
 from compress.pipeline.judge import kind_of
-from compress.pipeline.probe import end_tokens, read_probe, texts_of
+from compress.pipeline.probe import read_probe, texts_of
 from export import environments, judge
 from export.judge import Bounds
 from export.reference import Reference
@@ -24,15 +25,14 @@ from export.source import Source
 PROMPT = 16
 ACTED = Arithmetic(integers=True)
 """The reference without the artifact's own rounding of inputs: what that does, others may do elsewhere."""
-PLAIN = "The three most common fruits are"
-CHAT = [{"role": "user", "content": "Name three fruits, please."}]
 
 
 @dataclass(frozen=True)
 class VerifySettings:
     """runtimes: which to judge in; empty: the format's first, and others that are installed. threads 0: the cores.
 
-    serve: also start the servers of those that have one, and ask them. port: theirs; 0: a free one.
+    serve: also ask them as their users do: their servers, or their clients where they have none. port: of servers; 0: a
+    free one.
     """
 
     runtimes: tuple[str, ...] = ()
@@ -61,6 +61,7 @@ class Expected:
     note: str = ""
     config: Any = None
     asked: Asked | None = None
+    reading: Reading | None = None
 
     @property
     def over_tokens(self) -> bool:
@@ -83,19 +84,12 @@ class Expected:
             return found
         return replace(found, gap=max(found.gap, judge.bounds(self.exact, self.rounded[ACTED], ACTED).gap))
 
-
-@dataclass(frozen=True)
-class Asked:
-    """What a server is asked, the chat or a prompt, and what the reference says to it, up to the first end token.
-
-    tokens: of the question. answer: ids; logits (n, V) they were chosen from. decode: ids -> text.
-    """
-
-    prompt: str
-    tokens: list[int]
-    answer: list[int]
-    logits: Tensor
-    decode: Callable[[Sequence[int]], str]
+    def allowed_reading(self, arithmetic: Arithmetic) -> Bounds:
+        """The same with the texts that clients are asked to read."""
+        if self.reading is None:
+            return self.allowed(arithmetic)
+        rounded = {kind: [*outputs, *self.reading.rounded[kind]] for kind, outputs in self.rounded.items()}
+        return replace(self, exact=[*self.exact, *self.reading.exact], rounded=rounded).allowed(arithmetic)
 
 
 def expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], settings: VerifySettings) -> Expected:
@@ -128,22 +122,11 @@ def expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], sett
         chat = list(tokenizer(filled, add_special_tokens=False)["input_ids"])
     follow = heard.follower(reference, inputs[0], source.folder) if kind == "seq2seq" else None
     rows, note = (None, "") if decoder else served.rows_of(source, reference)
-    asked = _asked(source, reference, tokenizer, chat) if settings.serve and decoder else None
-    scored = {"follow": follow, "rows": rows, "note": note, "config": source.checkpoint.config, "asked": asked}
+    asked = asked_of(source, reference, tokenizer, chat) if settings.serve and decoder else None
+    reading = reading_of(reference, tokenizer, list(rounded)) if settings.serve and kind == "encoder" else None
+    scored: dict[str, Any] = {"follow": follow, "rows": rows, "note": note, "config": source.checkpoint.config}
+    scored |= {"asked": asked, "reading": reading}
     return Expected(inputs, exact, rounded, prompt, written, chosen, decoder, texts, ids, chat, **scored)
-
-
-def _asked(source: Source, reference: Reference, tokenizer: Any, chat: list[int] | None) -> Asked:
-    """The question to servers, and what is right."""
-    tokens = chat if chat is not None else list(tokenizer(PLAIN)["input_ids"])
-    written, logits = reference.greedy(tokens, judge.GREEDY)
-    ends = end_tokens(source, tokenizer)
-    stop = next((n + 1 for n, token in enumerate(written) if token in ends), len(written))
-
-    def decode(ids: Sequence[int]) -> str:
-        return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    return Asked("" if chat is not None else PLAIN, tokens, written[:stop], logits[:stop], decode)
 
 
 def arithmetic_of(runtime: str, told: Mapping[str, Any]) -> Arithmetic:

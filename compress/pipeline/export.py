@@ -16,6 +16,7 @@ from compress.pipeline.expected import VerifySettings
 from compress.pipeline.hooks import Hooks, Stages
 from compress.pipeline.inputs import convert_options, quiet_libraries
 from compress.pipeline.limits import formats_of
+from compress.pipeline.preflight import slower
 from compress.pipeline.verify import Verified, exported, raise_if_wrong, verify
 from compress.recipe import Recipe
 from export import folder
@@ -65,6 +66,11 @@ def export(artifact: Path, settings: ExportSettings, hooks: Hooks | None = None)
         folder.check(job.where, settings.overwrite)
     stages.done("open")
     notes: list[str] = []
+    for job in jobs if settings.check else ():
+        notes += slower(job.form, source, job.options, settings.verify.threads)
+    for note in notes:
+        hooks.say(note)
+    stages.done("will it be faster here")
     found: dict[Path, Verified] = {}
     failures: list[Exception] = []
     for job in jobs:
@@ -80,7 +86,7 @@ def export(artifact: Path, settings: ExportSettings, hooks: Hooks | None = None)
         if settings.check:
             found[job.where] = verify(job.where, source, settings.verify, hooks)
             try:
-                raise_if_wrong(job.where, found[job.where])
+                raise_if_wrong(job.where, found[job.where], ", or pass --no-verify")
             except Exception as error:
                 failures.append(error)
             stages.done(f"verify {job.name}")

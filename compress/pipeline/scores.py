@@ -96,7 +96,7 @@ def _counts(folder: Path, found: HeldOut, trusted: bool) -> Array:
     context = replace(found.context, decode=crf.decode if crf is not None else None)
     if export is not None:
         config = read_config(export.artifact, trusted, packed=True)
-        with RuntimeProcess.open(export.runtime, export.where) as process:
+        with RuntimeProcess.open(export.runtime, export.where, trusted=trusted) as process:
             outputs = outputs_of(stand_in(process, config), task, context, part.features)
         return task.counts(task.answers(outputs, part.features, context), part.rows, context)
     with redirect_stderr(io.StringIO()):  # compressed-tensors shows a bar for each of the four things that it does

@@ -17,8 +17,8 @@ from compress.core.files import write_json
 from compress.core.registry import load
 from compress.core.types import Measurement, RunRecord
 from compress.measure.quality import median_interval
-from compress.pipeline import heard, served
-from compress.pipeline.expected import CHAT, PROMPT, Expected, VerifySettings, arithmetic_of
+from compress.pipeline import asked, heard, served
+from compress.pipeline.expected import PROMPT, Expected, VerifySettings, arithmetic_of
 from compress.pipeline.expected import expected as expected_of
 from compress.pipeline.hooks import Hooks, Stages
 from compress.pipeline.inputs import quiet_libraries
@@ -27,7 +27,6 @@ from export import environments, folder, judge
 from export.client import RuntimeProcess
 from export.judge import Bounds, Line
 from export.kinds import ExportFormat
-from export.serving import Server
 from export.source import Source
 
 DECODE, REPEATS = 32, 3
@@ -56,8 +55,8 @@ def verify(where: Path, source: Source, settings: VerifySettings, hooks: Hooks) 
     told = folder.card(where)
     form: ExportFormat = load("format", told["format"])
     chosen, missing = _runtimes(where, form, settings)
-    if settings.serve and chosen and all(environments.runtime(name).server is None for name in chosen):
-        raise UsageError(f"{', '.join(chosen)} cannot serve a {told['format']} export; leave --serve out")
+    if settings.serve and chosen and not any(_asks(name) for name in chosen):
+        raise UsageError(f"{', '.join(chosen)} has neither a server nor a client; leave --serve out")
     lines = static_lines(where, told, source, form, hooks)
     measurements: list[Measurement] = []
     notes: list[str] = []
@@ -68,17 +67,22 @@ def verify(where: Path, source: Source, settings: VerifySettings, hooks: Hooks) 
         notes += filter(None, [expected.note])
         for number, name in enumerate(chosen):
             hooks.report(f"running {name}", number, len(chosen))
+            before = len(lines)
             try:
                 found, figures = _judged(where, name, told, expected, settings)
+                lines += found
+                measurements += figures
+                if expected.asked is not None and environments.runtime(name).server is not None:
+                    hooks.report(f"serving with {name}", number, len(chosen))
+                    given = {"port": settings.port, "threads": settings.threads, "trusted": settings.trust_remote_code}
+                    allowed = expected.allowed(arithmetic_of(name, told))
+                    lines += asked.by_server(where, name, expected.asked, allowed, given)
             except CompressError as error:  # what it says as it refuses the file, or its last words
                 runtime = f"{name} {environments.place(name).version}"
                 lines.append({"check": "opens and runs", "runtime": runtime, "passed": False, "said": str(error)})
                 continue
-            lines += found
-            measurements += figures
-            if expected.asked is not None and environments.runtime(name).server is not None:
-                hooks.report(f"serving with {name}", number, len(chosen))
-                lines += _served(where, name, told, expected, settings)
+            if settings.serve and not any("client" in line for line in lines[before:]):
+                notes.append(f"{name} was not asked: it has no client for a model that does what this one does")
         hooks.report("running", len(chosen), len(chosen))
     result = Verified(lines, measurements, missing, notes)
     write_json(where / folder.VERIFY, _saved(told, result))
@@ -99,9 +103,9 @@ def verify_folder(
     return exported("verify", source, {where: found}, [], stages), found
 
 
-def raise_if_wrong(where: Path, found: Verified) -> None:
+def raise_if_wrong(where: Path, found: Verified, remedy: str = "") -> None:
     """Raises VerificationError naming the first line that does not agree, MissingRuntimeError's sentence when none
-    judged."""
+    judged. remedy: what else the command can do then."""
     for line in found.lines:
         if not line["passed"]:
             said = line.get("said") or ", ".join(
@@ -111,7 +115,7 @@ def raise_if_wrong(where: Path, found: Verified) -> None:
             )
             raise VerificationError(f"{where}: {line['check']} in {line['runtime']}: {said}; do not serve this file")
     if found.missing:
-        raise VerificationError(f"{where} is written and not verified: {found.missing[0]}, or pass --no-verify")
+        raise VerificationError(f"{where} is written and not verified: {found.missing[0]}{remedy}")
 
 
 def exported(
@@ -168,7 +172,7 @@ def _judged(
     where: Path, name: str, told: dict[str, Any], expected: Expected, settings: VerifySettings
 ) -> tuple[list[Line], list[Measurement]]:
     arithmetic = arithmetic_of(name, told)
-    with RuntimeProcess.open(name, where, settings.threads) as process:
+    with RuntimeProcess.open(name, where, settings.threads, settings.trust_remote_code) as process:
         if process.normalised and expected.decoder:
             expected = expected.normalised()
         allowed = expected.allowed(arithmetic)
@@ -180,27 +184,19 @@ def _judged(
         if expected.rows is not None:
             line, scored = served.judged(process, expected.rows, expected.config, f"{where} in {name}")
             lines.append(line)
+        if environments.runtime(name).client:  # last: it may give up what is open
+            allowed_there = expected.allowed_reading(arithmetic)
+            lines += asked.by_client(process, expected.asked, expected.reading, allowed_there)
     lines = [{**line, "runtime": runtime} for line in lines]
     lines[0] = {**lines[0], "arithmetic": allowed.why, **{f"arithmetic_{k}": v for k, v in allowed.plain.items()}}
     about = {"export": str(where), "format": told["format"], "runtime": runtime}
     return lines, [*_figures(f"{where} in {name}", about, lines, timed, memory), *scored]
 
 
-def _served(where: Path, name: str, told: dict[str, Any], expected: Expected, settings: VerifySettings) -> list[Line]:
-    """The runtime's server, asked by a client."""
-    asked, arithmetic = expected.asked, arithmetic_of(name, told)
-    assert asked is not None
-    allowed = expected.allowed(arithmetic)
-    with Server.of(name, where, settings.port, settings.threads) as server:
-        answer = server.complete(asked.prompt, judge.GREEDY) if asked.prompt else server.chat(CHAT, judge.GREEDY)
-        line = judge.served(answer.text, asked.answer, asked.logits, asked.decode, allowed)
-        who = {"runtime": f"{name} server", "client": answer.client}
-        lines = [{**line, **who, "text": answer.text, "seconds_to_ready": round(server.seconds, 1)}]
-    if answer.prompt_tokens is not None:
-        equal = answer.prompt_tokens == len(asked.tokens)
-        said = f"the server made {answer.prompt_tokens} tokens of the question, the reference {len(asked.tokens)}"
-        lines.append({"check": "served question", **who, "passed": equal, **({} if equal else {"said": said})})
-    return lines
+def _asks(name: str) -> bool:
+    """Whether a runtime can be asked as its users ask it."""
+    kind = environments.runtime(name)
+    return kind.client or kind.server is not None
 
 
 def _lines(process: RuntimeProcess, expected: Expected, allowed: Bounds) -> list[Line]:
@@ -214,7 +210,7 @@ def _lines(process: RuntimeProcess, expected: Expected, allowed: Bounds) -> list
         lines.append(heard.written_line(process, expected.inputs[0], expected.follow, allowed))
     lines += filter(None, [judge.same_ids(expected.ids, process.tokenize(expected.texts), "tokenizer")])
     if expected.chat is not None:
-        made = process.chat(CHAT)
+        made = process.chat(asked.CHAT)
         lines += filter(None, [judge.same_ids([expected.chat], None if made is None else [made], "chat template")])
     return lines
 

@@ -295,9 +295,12 @@ def _exports(record: RunRecord) -> RenderableType | None:
         cells = [Text("\n".join(row.cells.get(name, words.MISSING) for name in stack)) for stack in stacks]
         name = Text(row.export).append(f"\n{row.runtime}", style=DIM)
         table.add_row(name, Text(row.verdict, style=style), *cells)
-        wrong += [Text(f"{row.export}, {line}", style=BAD) for line in row.wrong]
+        wrong += [f"{row.export}, {row.runtime}: {line}" for line in row.wrong]
     said = Text("KL, differences, top-1 and greedy tokens are against the compressed model in memory.", style=DIM)
-    return _section("Exports, each in its own runtime", Group(table, *dict.fromkeys(wrong), said))
+    return _section(
+        "Exports, each in its own runtime",
+        Group(table, *(Text(line, style=BAD) for line in dict.fromkeys(wrong)), said),
+    )
 
 
 def _notes(record: RunRecord) -> RenderableType | None:

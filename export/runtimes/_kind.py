@@ -16,6 +16,13 @@ returned (a session) speaks numpy:
     write(inputs, n)    ids that it writes for what it reads                               (encoder-decoders)
     normalised          True where `run` gives log-probabilities for want of logits
     timed(ids, n)       seconds of prefill, and of each of n decode steps, where `step` cannot show them
+    answer(asked, n)    (text, client): what the client that its users use, opened afresh from the folder, says to
+                        messages or to a prompt in n greedy tokens, up to its end token   (decoders)
+    read(texts)         {"client": its name} and what it makes of each text               (encoders): "values", the
+                        first output without padding, or "labels", [class, score] of each token
+
+`answer` and `read` are left out where there is no such client, or a server in its place; what is asked of a session is
+asked before them, as they may give up what was open.
 
 Only what the kind asks for needs to be there.
 """
@@ -52,19 +59,26 @@ class Runtime:
 
     formats: that it opens, with the arithmetic it opens each with. distribution: the package whose version is the
     runtime's. packages: what `compress runtime install` installs, pinned and tested together; empty when it lives in
-    the interpreter of compress itself. unwanted: packages to be removed afterwards. server: (folder, port) -> arguments
-    of the interpreter that start a server for OpenAI clients, None when it has none. environment: variables it runs
-    with, server and session alike. refuses: config.json of an export -> why it does not open that one.
+    the interpreter of compress itself. alone: what is installed after them without what it asks for. unwanted: packages
+    to be removed afterwards. server: (folder, port) -> arguments of the interpreter that start a server for OpenAI
+    clients, None when it has none. trusting: arguments besides, for models that bring code that is trusted. client:
+    whether its sessions are asked by a client in their own process. environment: variables it runs with, server and
+    session alike. refuses: config.json of an export -> why it does not open that one. probe: threads -> rows {what,
+    rows, seconds, plain_seconds}: how long its own operators take here, and float32's for the same.
     """
 
     open: Callable[[str, Mapping[str, Any]], Any]
     formats: Mapping[str, Arithmetic]
     distribution: str
     packages: tuple[str, ...] = ()
+    alone: tuple[str, ...] = ()
     unwanted: tuple[str, ...] = ()
     build: Mapping[str, str] = field(default_factory=dict)
     server: Callable[[str, int], list[str]] | None = None
+    trusting: tuple[str, ...] = ()
+    client: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     refuses: Callable[[Mapping[str, Any]], str | None] | None = None
+    probe: Callable[[int], list[dict[str, Any]]] | None = None
     extra: str = ""
     notes: tuple[str, ...] = ()

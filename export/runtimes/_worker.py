@@ -74,6 +74,11 @@ class Server:
         """The runtime's version."""
         return metadata.version(self.runtime.distribution)
 
+    def probe(self) -> list[dict[str, Any]]:
+        """How long the runtime's own operators take on this machine."""
+        found: list[dict[str, Any]] = self.runtime.probe(self.settings_given["threads"])
+        return found
+
     def load(self, subject: str) -> dict[str, Any]:
         """Open an export."""
         begin = time.perf_counter()
@@ -116,6 +121,17 @@ class Server:
         if not hasattr(self._open(), "chat"):
             return None
         return [int(token) for token in self._open().chat(messages) or []]
+
+    def answer(self, asked: list[dict[str, str]] | str, n: int) -> dict[str, str] | None:
+        """What its client says to messages or a prompt: {"text", "client"}; None where it has none."""
+        if not hasattr(self._open(), "answer"):
+            return None
+        text, client = self._open().answer(asked, n)
+        return {"text": text, "client": client}
+
+    def read(self, texts: list[str]) -> dict[str, Any] | None:
+        """What its client makes of texts: {"client", "values" or "labels"}, plain lists; None where it has none."""
+        return self._open().read(texts) if hasattr(self._open(), "read") else None
 
     def latency(self, prompt: int, decode: int, repeats: int, warmup: int) -> dict[str, Any]:
         """Seconds of prefill and of decode steps, as compress.measure.subject times them."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from export.runtimes import _onnx_probe
 from export.runtimes._kind import Arithmetic, Runtime
 
 ENCODER, DECODER, WITH_PAST = "encoder_model", "decoder_model", "decoder_with_past_model"
@@ -96,6 +97,24 @@ class Session:
         if rules.get("no_timestamps_token_id") is not None:
             found.append(int(rules["no_timestamps_token_id"]))
         return found
+
+    def read(self, texts: list[str]) -> dict[str, Any] | None:
+        """What a session makes of texts in one batch, their tokens made by transformers: what README shows."""
+        import onnxruntime
+        from transformers import AutoTokenizer
+
+        session = self._open("model")
+        if any(len(wanted.shape) != 2 for wanted in session.get_inputs()):  # several texts in one: multiple choice
+            return None
+        trusted = bool(self.settings.get("trust_remote_code"))
+        tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=trusted)
+        made = dict(tokenizer(texts, padding=True, return_tensors="np"))
+        mask = made["attention_mask"]
+        inputs = {i.name: made.get(i.name, mask * 0).astype("int64") for i in session.get_inputs()}
+        output = session.run(None, inputs)[0].astype("float32")
+        by_token = output.shape[:2] == mask.shape
+        found = [(row[seen.astype(bool)] if by_token else row).tolist() for row, seen in zip(output, mask, strict=True)]
+        return {"client": f"onnxruntime {onnxruntime.__version__}, InferenceSession", "values": found}
 
     def tokenize(self, text: str) -> list[int] | None:
         """None: onnxruntime has no tokenizer."""
@@ -190,6 +209,8 @@ RUNTIME = Runtime(
         )
     },
     distribution="onnxruntime",
+    probe=_onnx_probe.probe,
     extra="onnx",
+    client=True,
     notes=("opens encoders and encoder-decoders; decoder-only language models are for onnxruntime-genai",),
 )

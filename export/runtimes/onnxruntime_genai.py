@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,26 @@ class Session:
         filled = self.tokenizer.apply_chat_template(json.dumps(list(messages)), add_generation_prompt=True)
         return self.tokenize(filled)
 
+    def answer(self, asked: Sequence[Mapping[str, str]] | str, n: int) -> tuple[str, str]:
+        """What its README's loop says, greedy, whatever genai_config.json asks for."""
+        import numpy as np
+
+        tokenizer = self.og.Tokenizer(self.model)
+        prompt = asked
+        if not isinstance(asked, str):
+            prompt = tokenizer.apply_chat_template(json.dumps(list(asked)), add_generation_prompt=True)
+        ids = np.asarray(tokenizer.encode(prompt), dtype=np.int32)
+        self.generator = None
+        params = self.og.GeneratorParams(self.model)
+        length = min(self.longest, len(ids) + n)
+        params.set_search_options(max_length=length, do_sample=False, num_beams=1, repetition_penalty=1.0)
+        generator = self.og.Generator(self.model, params)
+        generator.append_tokens(ids)
+        while not generator.is_done():
+            generator.generate_next_token()
+        said = str(tokenizer.decode(generator.get_sequence(0)[len(ids) :]))
+        return said, f"onnxruntime-genai {version('onnxruntime-genai')}, Generator"
+
     def _fresh(self, length: int) -> None:
         self.generator = None  # its cache first
         params = self.og.GeneratorParams(self.model)
@@ -91,6 +112,7 @@ RUNTIME = Runtime(
     open=Session,
     formats={"onnx-genai": EXACT},
     distribution="onnxruntime-genai",
+    client=True,
     packages=(
         "onnxruntime-genai==0.18.0",
         "onnxruntime==1.32.0",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,15 @@ class Session:
 
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
         core = ov.Core()
-        asked = {"INFERENCE_NUM_THREADS": int(settings["threads"]), "PERFORMANCE_HINT": "LATENCY", **EXACT}
-        self.compiled = core.compile_model(str(Path(folder) / "openvino_model.xml"), "CPU", asked)
-        self.request = self.compiled.create_infer_request()
+        self.folder, self.trusted = folder, bool(settings.get("trust_remote_code"))
+        self.asked = {"INFERENCE_NUM_THREADS": int(settings["threads"]), "PERFORMANCE_HINT": "LATENCY", **EXACT}
+        self.compiled: Any = core.compile_model(str(Path(folder) / "openvino_model.xml"), "CPU", self.asked)
+        self.request: Any = self.compiled.create_infer_request()
         self.names = {name for port in self.compiled.inputs for name in port.get_names()}
         decoder = "beam_idx" in self.names
         self.kind = "decoder" if decoder else "encoder"
         self.vocabulary = int(config["vocab_size"]) if decoder else 0
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=self.trusted)
         self.past = 0
 
     def run(self, inputs: Mapping[str, Any]) -> Any:
@@ -68,6 +70,31 @@ class Session:
         filled = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
         return self.tokenize(filled)
 
+    def answer(self, asked: Sequence[Mapping[str, str]] | str, n: int) -> tuple[str, str]:
+        """What optimum-intel's model says, greedy, whatever generation_config.json asks for."""
+        from optimum.intel import OVModelForCausalLM
+
+        self.request = self.compiled = None
+        model = OVModelForCausalLM.from_pretrained(self.folder, ov_config=self.asked, trust_remote_code=self.trusted)
+        if isinstance(asked, str):
+            inputs = self.tokenizer(asked, return_tensors="pt")
+        else:
+            inputs = self.tokenizer.apply_chat_template(
+                list(asked), add_generation_prompt=True, return_dict=True, return_tensors="pt"
+            )
+        made = model.generate(**inputs, max_new_tokens=n, do_sample=False, num_beams=1, repetition_penalty=1.0)
+        kept = made[0][inputs["input_ids"].shape[1] :]
+        said = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(said), f"optimum-intel {version('optimum-intel')}, OVModelForCausalLM"
+
+    def read(self, texts: Sequence[str]) -> dict[str, Any]:
+        """What the compiled model makes of texts, each by itself."""
+        found = []
+        for text in texts:
+            told = self.tokenizer(text, return_tensors="np")
+            found.append(self.run({name: value.astype("int64") for name, value in told.items()})[0].tolist())
+        return {"client": f"openvino {version('openvino')}, compile_model", "values": found}
+
     def _feed(self, ids: Sequence[int], fresh: bool) -> Any:
         import numpy as np
 
@@ -90,6 +117,7 @@ RUNTIME = Runtime(
     open=Session,
     formats={"openvino": Arithmetic(why="float32 sums in another order; codes become float32 before they multiply")},
     distribution="openvino",
+    client=True,
     packages=(
         "openvino==2026.4.1",
         "nncf==3.4.0",

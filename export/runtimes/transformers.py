@@ -11,6 +11,10 @@ import numpy as np
 
 from export.runtimes._kind import Arithmetic, Runtime
 
+TASKS = {"ForSequenceClassification": "text-classification", "ForTokenClassification": "token-classification"}
+"""The end of a model class's name -> its pipeline."""
+EMBEDS = "feature-extraction"
+
 
 class Session:
     """One opened folder."""
@@ -37,6 +41,7 @@ class Session:
         self._auto, self._folder, self._trusted = transformers.AutoTokenizer, folder, trusted
         self._tokenizer: Any = None
         self._cache: Any = None
+        self._asked: Any = None
         taken = inspect.signature(self.model.forward).parameters
         if self.kind == "encoder-decoder":
             self.timed = self._timed
@@ -82,6 +87,53 @@ class Session:
         with self.torch.inference_mode():
             found = self.model.generate(**given, max_new_tokens=n, do_sample=False, num_beams=1)
         return [row[1:] for row in found.tolist()]
+
+    def answer(self, asked: list[dict[str, str]] | str, n: int) -> tuple[str, str]:
+        """What `pipeline("text-generation")` says, greedy, whatever generation_config.json asks for."""
+        said = self._pipeline("text-generation")(
+            asked, max_new_tokens=n, do_sample=False, num_beams=1, repetition_penalty=1.0, return_full_text=False,
+            clean_up_tokenization_spaces=False,
+        )  # fmt: skip
+        return str(said[0]["generated_text"]), self._client("text-generation")
+
+    def read(self, texts: list[str]) -> dict[str, Any] | None:
+        """What the pipeline of the model's task makes of texts; None where transformers has none."""
+        name, config = type(self.model).__name__, self.model.config
+        task = next((task for ending, task in TASKS.items() if name.endswith(ending)), None)
+        if task is None and "For" in name:  # question-answering has no pipeline any more, others never had one
+            return None
+        asked: dict[str, Any] = {}
+        if task == "text-classification":
+            asked = {"top_k": None, "function_to_apply": "none"}
+        elif task == "token-classification":
+            asked = {"aggregation_strategy": "none", "ignore_labels": []}
+        found = [self._pipeline(task or EMBEDS)(text, **asked) for text in texts]
+        told = {"client": self._client(task or EMBEDS)}
+        numbers = {label: int(number) for label, number in config.label2id.items()}
+        if task == "token-classification":
+            rows = [[[t["index"], numbers[t["entity"]], float(t["score"])] for t in text] for text in found]
+            return {**told, "labels": rows}
+        if task == "text-classification":
+            scores = [{numbers[said["label"]]: float(said["score"]) for said in text} for text in found]
+            return {**told, "values": [[row[number] for number in sorted(row)] for row in scores]}
+        return {**told, "values": [text[0] for text in found]}
+
+    def _pipeline(self, task: str) -> Any:
+        """The folder's pipeline, opened as users do, in float32; the session's own model is given up for it."""
+        import transformers
+
+        if self._asked is None:
+            self.model = self._cache = None
+            more = {"trust_remote_code": True} if self._trusted else {}
+            self._asked = transformers.pipeline(
+                task, model=self._folder, dtype=self.torch.float32, device="cpu", **more
+            )
+        return self._asked
+
+    def _client(self, task: str) -> str:
+        import transformers
+
+        return f"transformers {transformers.__version__}, pipeline {task}"
 
     def tokenize(self, text: str) -> list[int]:
         """Ids by the folder's tokenizer."""
@@ -134,4 +186,5 @@ RUNTIME = Runtime(
     open=_open,
     formats={"compressed-tensors": Arithmetic(), "bitsandbytes": Arithmetic(), "gptq": Arithmetic()},
     distribution="transformers",
+    client=True,
 )

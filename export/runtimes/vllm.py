@@ -40,7 +40,7 @@ class Session:
     normalised = True
     kind = "decoder"
 
-    def __init__(self, folder: str, threads: int) -> None:
+    def __init__(self, folder: str, threads: int, trusted: bool = False) -> None:
         """Load it. Raises what vLLM raises."""
         import torch
         from vllm import LLM, SamplingParams
@@ -50,6 +50,7 @@ class Session:
         self.engine = LLM(
             folder,
             dtype="bfloat16",
+            trust_remote_code=trusted,
             enforce_eager=True,
             max_model_len=_length(folder),
             max_logprobs=-1,
@@ -141,7 +142,7 @@ def _refuses(config: Mapping[str, Any]) -> str | None:
 
 
 def _open(folder: str, settings: Mapping[str, Any]) -> Session:
-    return Session(folder, int(settings["threads"]))
+    return Session(folder, int(settings["threads"]), bool(settings.get("trust_remote_code")))
 
 
 def _server(folder: str, port: int) -> list[str]:
@@ -163,6 +164,7 @@ RUNTIME = Runtime(
     unwanted=("torchvision", "torchaudio", "torchcodec"),
     environment=ASKED,
     server=_server,
+    trusting=("--trust-remote-code",),
     refuses=_refuses,
     notes=("4 bits (symmetric or not) and W8A8 on the CPU, bfloat16 only; 3.5 GB to install",),
 )
