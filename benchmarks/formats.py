@@ -115,12 +115,8 @@ def shown(told: dict[str, Any], notes: Notes) -> str:
     if told["state"] == VERIFIED:
         return f"verified: {', '.join(told['runtimes'])}"
     mark = notes.number(told["why"]) if told["why"] else ""
-    return {
-        UNTRIED: f"not tried {mark}",
-        WRITTEN: f"written {mark}",
-        REFUSED: f"– {mark}",
-        FAILED: f"**fails** {mark}",
-    }[told["state"]].strip()
+    words = {UNTRIED: "not tried", WRITTEN: "written", REFUSED: "–", FAILED: "**fails**"}
+    return f"{words[told['state']]} {mark}".strip()
 
 
 def cell(told: Sequence[dict[str, Any]], notes: Notes) -> str:
