@@ -56,7 +56,10 @@ def judged(bench: Bench, form: str, of: Subject) -> dict[str, Any]:
             why.append(f"{name} was not installed")
         elif name not in SLOW or (form, of.scheme) in SLOW[name]:
             asked.append(name)
-    lines = list(verified(where, out, *asked).lines) if asked else static(where, out)
+    try:
+        lines = list(verified(where, out, *asked).lines) if asked else static(where, out)
+    except Exception as error:  # a fault of ours, to be seen in the table and not to end it
+        return {"state": FAILED, "runtimes": asked, "why": f"{type(error).__name__}: {error}"}
     if failed := wrong(lines):
         return {"state": FAILED, "runtimes": asked, "why": failed[0]}
     return {"state": VERIFIED if asked else WRITTEN, "runtimes": asked, "why": "" if asked else "; ".join(why)}
