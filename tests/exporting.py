@@ -78,18 +78,18 @@ class InProcess(RuntimeProcess):
         self.version = str(self.ask("version", {}))
 
     @classmethod
-    def open(cls, name: str, folder: Path, threads: int = 0) -> RuntimeProcess:
+    def open(cls, name: str, folder: Path, threads: int = 0, trusted: bool = False) -> RuntimeProcess:
         """An export, open here or in a process of its own."""
         if environments.place(name).how != "own":
-            return RuntimeProcess.open(name, folder, threads)
-        opened = super().open(name, folder, threads)
+            return RuntimeProcess.open(name, folder, threads, trusted)
+        opened = super().open(name, folder, threads, trusted)
         return opened
 
     def ask(self, verb: str, arguments: Mapping[str, Any]) -> Any:
         """The worker's reply, as it comes out of a pipe."""
         reply = self._server.handle({"verb": verb, "arguments": json.loads(json.dumps(arguments))})
         if "error" in reply:
-            raise RuntimeError(reply["error"]["message"])
+            raise CompressError(reply["error"]["message"])
         result = reply["result"]
         return torch.from_numpy(result.copy()) if hasattr(result, "dtype") else json.loads(json.dumps(result))
 
