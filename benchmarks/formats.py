@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.shared import REPORTS, line
-from compress.core.errors import CompressError, RecipeError
+from compress.core.errors import CompressError, DataError, RecipeError
 from compress.core.registry import load, names
 from export import environments
 from tests.exporting import SCHEMES, Bench, Subject, in_process, static, subject, verified, wrong
@@ -34,7 +34,7 @@ MODELS = {
 SLOW = {"vllm": {("compressed-tensors", "4 bit"), ("compressed-tensors", "W8A8 dynamic"), ("gptq", "4 bit symmetric")}}
 LEGEND = """verified: agrees with the compressed model in the runtimes named, on the machine that made this table.
 written: its codes were read back bit by bit, and no runtime there opens it. –: refused before any work."""
-VERIFIED, WRITTEN, REFUSED, FAILED = "verified", "written", "refused", "failed"
+VERIFIED, WRITTEN, REFUSED, FAILED, UNTRIED = "verified", "written", "refused", "failed", "not tried"
 
 
 def judged(bench: Bench, form: str, of: Subject) -> dict[str, Any]:
@@ -75,6 +75,8 @@ def rows(base: Path, chosen: Iterable[str]) -> list[dict[str, Any]]:
                             bench.artifact(of := subject(model, scheme))
                         except RecipeError as error:
                             told = {"state": REFUSED, "runtimes": [], "why": f"compress quantize: {error}"}
+                        except DataError:  # it hears, and is given nothing
+                            told = {"state": UNTRIED, "runtimes": [], "why": "no speech is given to tiny models"}
                         else:
                             told = judged(bench, form, of)
                         found.append({"format": form, "scheme": scheme, "column": column, "kind": kind, **told})
@@ -88,6 +90,8 @@ def rows(base: Path, chosen: Iterable[str]) -> list[dict[str, Any]]:
 def plainly(why: str) -> str:
     """A reason without the names of one model's layers and classes."""
     why = re.sub(r"\b[a-z_]\w*(\.\w+)+ (is|has|takes)\b", r"a layer \2", why)
+    why = re.sub(r"\b(cannot hold|has no) (int\d-\w+-a?sym|nf4|q\d_\d)\b", r"\1 this scheme", why)
+    why = re.sub(r"\bis (int\d-\w+-a?sym|nf4|q\d_\d)\b", "is of this scheme", why)
     why = re.sub(r"\b(an? )?[A-Z]\w+(For[A-Z]\w+|Model)\b", "such a model", why)
     why = re.sub(r"/\S*/(\S+)", r"\1", why).replace("|", "/")
     return why if len(why) <= 200 else why[:197].rsplit(" ", 1)[0] + " ..."
@@ -111,7 +115,8 @@ def shown(told: dict[str, Any], notes: Notes) -> str:
     if told["state"] == VERIFIED:
         return f"verified: {', '.join(told['runtimes'])}"
     mark = notes.number(told["why"]) if told["why"] else ""
-    return {WRITTEN: f"written {mark}", REFUSED: f"– {mark}", FAILED: f"**fails** {mark}"}[told["state"]].strip()
+    words = {UNTRIED: "not tried", WRITTEN: "written", REFUSED: "–", FAILED: "**fails**"}
+    return f"{words[told['state']]} {mark}".strip()
 
 
 def cell(told: Sequence[dict[str, Any]], notes: Notes) -> str:

@@ -18,6 +18,7 @@ from unittest.mock import patch
 import torch
 from transformers import AutoTokenizer
 
+from compress.core import child
 from compress.core.errors import CompressError, VerificationError
 from compress.core.registry import load
 from compress.core.types import RunRecord
@@ -89,7 +90,7 @@ class InProcess(RuntimeProcess):
         """The worker's reply, as it comes out of a pipe."""
         reply = self._server.handle({"verb": verb, "arguments": json.loads(json.dumps(arguments))})
         if "error" in reply:
-            raise CompressError(reply["error"]["message"])
+            raise child._error(reply["error"], self.runtime)
         result = reply["result"]
         return torch.from_numpy(result.copy()) if hasattr(result, "dtype") else json.loads(json.dumps(result))
 

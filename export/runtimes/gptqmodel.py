@@ -1,4 +1,5 @@
-"""GPTQModel on the CPU: GPTQ checkpoints of every kind that we write (both zero conventions, 2, 3, 4 and 8 bits), by its
+"""GPTQModel on the CPU: GPTQ checkpoints of every kind that we write (both zero conventions, 2, 3, 4 and 8 bits), by
+its
 own loader and its `torch` kernel, in its own environment.
 
 Its other CPU kernels are compiled when a model is first opened, for minutes on two cores, and round scales to bfloat16;

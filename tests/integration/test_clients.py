@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tests.exports import InProcess, edit_json, in_process
 
 from compress.core.errors import UsageError, VerificationError
 from compress.pipeline import verify as stage
@@ -17,7 +18,6 @@ from compress.pipeline.verify import Verified, raise_if_wrong
 from export import environments, judge
 from export.source import Source
 from tests.exporting import artifact, write
-from tests.exports import InProcess, edit_json, in_process
 from tests.rebuild import run
 from tests.tiny import randomize, tiny_config, tiny_tokenizer
 
