@@ -129,9 +129,9 @@ def test_trust_in_a_models_code_reaches_the_session(
 
 def test_what_is_not_verified_names_no_flag_that_verify_has_not(tmp_path: Path) -> None:
     absent = Verified([{"check": "x", "runtime": "y", "passed": True}], [], ["z is not installed; install z"])
-    with pytest.raises(VerificationError, match="not verified: z is not installed; install z$"):
+    with pytest.raises(VerificationError, match=r"not verified: z is not installed; install z$"):
         raise_if_wrong(tmp_path, absent)
-    with pytest.raises(VerificationError, match="install z, or pass --no-verify$"):
+    with pytest.raises(VerificationError, match=r"install z, or pass --no-verify$"):
         raise_if_wrong(tmp_path, absent, ", or pass --no-verify")
 
 
