@@ -44,7 +44,7 @@ def render(record: RunRecord) -> str:
     plotly = _plotly()
     template = Template((files("compress.report") / "template.html").read_text(encoding="utf-8"))
     page = (files("compress.report") / "page.js").read_text(encoding="utf-8")
-    drawn = charts.build(record)
+    drawn = charts.build(exports.without(record))
     data = script_json({f"chart-{c.key}": c.figure for c in drawn})
     return template.substitute(
         title=esc(_title(record), 200),
@@ -133,7 +133,8 @@ def _figures(figures: str) -> str:
     return f'<div class="figures">{figures}</div>' if figures else ""
 
 
-def _header(record: RunRecord) -> str:
+def _header(whole: RunRecord) -> str:
+    record = exports.without(whole)
     model = record.model
     facts_line = [
         words.clean(model.get("architecture") or "", 60),

@@ -271,7 +271,7 @@ def readme(folder: Path) -> list[str]:
 EXPORT = ExportFormat(
     summary="A GPTQ checkpoint, for vLLM, SGLang and transformers with GPTQModel",
     caps=CAPS,
-    runtimes=("vllm",),
+    runtimes=("vllm", "gptqmodel"),
     options=Options,
     refuses=refuses,
     write=write,
