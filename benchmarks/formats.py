@@ -96,7 +96,7 @@ def rows(base: Path, chosen: Iterable[str]) -> list[dict[str, Any]]:
 
 def plainly(why: str) -> str:
     """A reason without the names of one model's layers and classes."""
-    why = re.sub(r"\b[a-z_]\w*(\.\w+)+ (is|has|takes)\b", r"a layer \2", why)
+    why = re.sub(r"\b[a-z_]\w*(\.\w+)+ (is|has|takes|have)\b", r"a layer \2", why)
     why = re.sub(r"\b(cannot hold|has no) (int\d-\w+-a?sym|nf4|q\d_\d)\b", r"\1 this scheme", why)
     why = re.sub(r"\bis (int\d-\w+-a?sym|nf4|q\d_\d)\b", "is of this scheme", why)
     why = re.sub(r"\b(an? )?[A-Z]\w+(For[A-Z]\w+|Model)\b", "such a model", why)
