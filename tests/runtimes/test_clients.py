@@ -52,12 +52,21 @@ def test_clients_say_what_the_reference_writes(
     assert line["equal"] == line["of"]
 
 
-@pytest.mark.parametrize("settings", [{}, {"symmetric": True}, {"bits": 8}, {"bits": 3}], ids=str)
-@pytest.mark.parametrize("form", ["auto", "gptq_v2"])
-def test_gptqmodel_opens_both_zero_conventions(base: Path, tmp_path: Path, form: str, settings: dict[str, Any]) -> None:
+V2 = {"checkpoint_format": "gptq_v2"}
+KINDS = {
+    "4 bits, zero": ({}, V2),
+    "4 bits, symmetric, zero - 1": ({"symmetric": True}, {"checkpoint_format": "gptq"}),
+    "4 bits, symmetric, zero": ({"symmetric": True}, V2),
+    "3 bits, zero": ({"bits": 3}, V2),
+    "8 bits, zero": ({"bits": 8}, V2),
+}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_gptqmodel_agrees(base: Path, tmp_path: Path, kind: str) -> None:
+    settings, options = KINDS[kind]
     out = artifact("llama", base / str(settings), **settings)
-    where = write(out, "gptq", tmp_path / "x", checkpoint_format=form)
-    line = answered(asked(where, out, "gptqmodel"))
+    line = answered(asked(write(out, "gptq", tmp_path / "x", **options), out, "gptqmodel"))
     assert line["client"].endswith("GPTQModel.generate")
 
 
