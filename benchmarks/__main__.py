@@ -10,7 +10,10 @@ from pathlib import Path
 from benchmarks.shared import REPORTS, render, save
 from compress.core.device import share_cores
 
-SUITES = ("startup", "quality", "speed", "memory", "exactness", "resume", "peft_methods", "demo", "tasks", "onnx")
+SUITES = (
+    "startup", "quality", "speed", "memory", "exactness", "resume", "peft_methods", "demo", "tasks", "onnx", "exports",
+    "formats",
+)  # fmt: skip
 
 
 def main(names: list[str]) -> int:

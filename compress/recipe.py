@@ -89,6 +89,7 @@ class Recipe(_Settings):
     )
     head: Literal["keep", "int8"] = Field("keep", description="lm_head, when it is not tied")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="dtype of kept weights")
+    to: str = Field("", description="formats to export to afterwards, separated by commas: gguf, onnx, gptq ...")
 
     data: str | None = Field(None, description="calibration file, folder or hub name; default: built-in text")
     text_column: str | None = Field(None, description="column that holds the text")

@@ -77,6 +77,11 @@ class RuntimeProcess(Child):
         found: list[int] | None = self.ask("chat", {"messages": [dict(m) for m in messages]})
         return found
 
+    def probe(self) -> list[dict[str, Any]]:
+        """Rows {what, rows, seconds, plain_seconds} of the runtime's own operators on this machine."""
+        found: list[dict[str, Any]] = self.ask("probe", {})
+        return found
+
     def answer(self, asked: Sequence[Mapping[str, str]] | str, n: int) -> dict[str, str] | None:
         """{"text", "client"}: what the client of its users says to messages or a prompt; None where there is none."""
         told = asked if isinstance(asked, str) else [dict(message) for message in asked]

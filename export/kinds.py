@@ -39,7 +39,9 @@ class ExportFormat:
     (layer, weight (O, I) float32) of every packed layer, by a reader that is not ours where there is one. readme:
     (folder) -> lines that serve it and ask it once, Markdown. acts: whether inputs that the artifact rounds to int8 are
     rounded by whoever opens the file, as it says. kept: (folder, source) -> (name, as stored, as it should be) of what
-    else the file says in numbers: weights that stayed float, grids of inputs.
+    else the file says in numbers: weights that stayed float, grids of inputs. operators: (source, options) -> names of
+    the runtime's operators (Runtime.probe) that do the work. writer: the runtime whose own
+    converter takes part in writing; without it nothing can be written.
     """
 
     summary: str
@@ -52,3 +54,5 @@ class ExportFormat:
     readme: Callable[[Path], list[str]]
     acts: bool = False
     kept: Callable[[Path, Source], Iterator[tuple[str, Tensor, Tensor]]] | None = None
+    operators: Callable[[Source, Any], tuple[str, ...]] | None = None
+    writer: str = ""

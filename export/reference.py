@@ -69,9 +69,9 @@ class Reference:
             told.append(int(rows[-1].argmax()))
         return told[len(ids) :], torch.stack(rows)
 
-    def computing(self) -> AbstractContextManager[None]:
-        """Inside, `model` computes as the export stands for it, whoever calls it."""
-        return self._rounding(Arithmetic())
+    def computing(self, arithmetic: Arithmetic | None = None) -> AbstractContextManager[None]:
+        """Inside, `model` computes as the export stands for it, or as `arithmetic` says, whoever calls it."""
+        return self._rounding(arithmetic or Arithmetic())
 
     @contextmanager
     def _rounding(self, arithmetic: Arithmetic) -> Iterator[None]:

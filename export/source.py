@@ -19,7 +19,7 @@ from torch import Tensor
 from compress.core.artifact import WRITTEN, open_artifact
 from compress.core.blocks import find_structure, write_weight
 from compress.core.checkpoint import Checkpoint, disk_parts, read_index
-from compress.core.errors import ModelError
+from compress.core.errors import CompressError, ModelError
 from compress.core.numerics.activation import Grid
 from compress.core.numerics.affine import dequantize, symmetric_zero
 from compress.core.numerics.packing import unpack_int32, unpack_zero
@@ -156,6 +156,32 @@ class Source:
             replace(coded.scheme, scale_dtype=str(scale.dtype).removeprefix("torch.")),
             read_tensor(minimum).float() if minimum is not None else None,
         )
+
+
+class NotSolvedError(CompressError):
+    """Codes of an artifact that is still to be made."""
+
+
+class Planned(Source):
+    """An artifact that is still to be made: names, shapes and schemes, no codes. For `refuses`, before any work."""
+
+    def __init__(
+        self, folder: Path, name: str, checkpoint: Checkpoint, structure: Structure, plan: dict[str, Any]
+    ) -> None:
+        """folder: of the original model. plan: as plan.json will have it."""
+        files = {path.name: "" for path in sorted(folder.iterdir()) if path.is_file()}
+        self.folder, self.manifest = folder, {"model": name, "files": files}
+        self.checkpoint, self.structure, self.plan = checkpoint, structure, plan  # type: ignore[assignment]
+        self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        self._beside = {}
+
+    def codes(self, name: str) -> QTensor:
+        """There are none yet. Raises NotSolvedError."""
+        raise NotSolvedError(f"{name} is not solved yet")
+
+    def input_grid(self, name: str) -> Grid | None:
+        """There is none yet. Raises NotSolvedError."""
+        raise NotSolvedError(f"{name} is not solved yet")
 
 
 class Unpacked(Checkpoint):

@@ -182,8 +182,14 @@ TINY: dict[str, Tiny] = {
     ),
 }
 
-MORE: dict[str, Tiny] = {"qwen3-wide": Tiny("qwen3", CAUSAL, _decoder(64, 2, head_dim=32, tie_word_embeddings=True))}
-"""Other sizes, for formats that want multiples of 32."""
+MORE: dict[str, Tiny] = {
+    "qwen3-wide": Tiny("qwen3", CAUSAL, _decoder(64, 2, head_dim=32, tie_word_embeddings=True)),
+    "qwen2-wide": Tiny("qwen2", CAUSAL, _decoder(128, 2, vocab_size=448, tie_word_embeddings=True)),
+    "bert-classifier": Tiny("bert", "AutoModelForSequenceClassification", _encoder(64, 2)),
+    "bert-tagger": Tiny("bert", "AutoModelForTokenClassification", _encoder(64, 2)),
+    "bert-embedder": Tiny("bert", BASE, _encoder(64, 2)),
+}
+"""Other sizes, for formats and runtimes that want multiples of 32 and 64, and other heads."""
 
 AUTO: dict[str, str] = {name: tiny.auto for name, tiny in (TINY | MORE).items()}
 DECODERS: tuple[str, ...] = tuple(name for name in TINY if AUTO[name] == CAUSAL)
@@ -195,7 +201,7 @@ def tiny_config(name: str) -> Any:
     """The small config of architecture `name` (a key of TINY)."""
     tiny = (TINY | MORE)[name]
     ids = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
-    return AutoConfig.for_model(tiny.model_type, vocab_size=VOCAB, **ids, **tiny.config)
+    return AutoConfig.for_model(tiny.model_type, **{"vocab_size": VOCAB, **ids, **tiny.config})
 
 
 def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:

@@ -6,7 +6,7 @@ import typer
 
 from compress.commands import _run
 
-EXAMPLES = _run.epilog("compress doctor", "compress doctor --json")
+EXAMPLES = _run.epilog("compress doctor", "compress doctor --bench", "compress doctor --json")
 
 
 def register(app: typer.Typer) -> None:
@@ -14,17 +14,27 @@ def register(app: typer.Typer) -> None:
     app.command("doctor", cls=_run.Command, help=_run.summary(__doc__), epilog=EXAMPLES)(command)
 
 
-def command(json: bool = _run.JSON, quiet: bool = _run.QUIET, verbose: bool = _run.VERBOSE) -> None:
+def command(
+    bench: bool = typer.Option(
+        False, "--bench", help="Time the operators of runtimes: will int8 or int4 be faster here?"
+    ),
+    json: bool = _run.JSON,
+    quiet: bool = _run.QUIET,
+    verbose: bool = _run.VERBOSE,
+) -> None:
     """Show versions, extras, instruction sets, threads, memory and disk."""
     output = _run.Output(json, quiet, verbose)
     with _run.errors_as_sentences(output):
-        from compress.pipeline.doctor import examine, show
+        from compress.pipeline import doctor
 
-        found = examine()
+        found = doctor.examine()
+        if bench:
+            with _run.Bars(output) as bars:
+                found["operators"] = doctor.bench(bars.report)
         if output.json:
             from compress.core.types import RunRecord
             from compress.report.record import dumps
 
             typer.echo(dumps(RunRecord("doctor", {}, None, environment=found)))
         elif not output.quiet:
-            show(found, _run.stdout_console())
+            doctor.show(found, _run.stdout_console())

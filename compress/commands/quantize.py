@@ -16,6 +16,7 @@ EXAMPLES = _run.epilog(
     "compress quantize ./my-bert --bits 8 --activations static --data rows.csv   # W8A8 for fixed int8 kernels",
     "compress quantize ./bert --data r.csv --filter lang=en --select :2000    # rows of a task",
     "compress quantize ./llama --scheme q4_1       # solved for llama.cpp; then: compress export OUT --to gguf",
+    "compress quantize ./llama --bits 4 --to gguf,onnx-genai      # and judged in llama.cpp and onnxruntime-genai",
     "compress quantize ./tuned --bits 8            # tuned by compress: judged on its own held-out rows",
 )
 
@@ -88,8 +89,11 @@ def command(
     threads: int | None = _run.THREADS,
     device: str | None = typer.Option(None, help="Where statistics are kept: cpu, cuda, cuda:1 [default: cpu]."),
     max_shard_size: str | None = typer.Option(None, help="Largest weight file [default: 5GB]."),
+    to: str | None = typer.Option(
+        None, help="Export afterwards, each judged in its runtime: gguf, onnx, gptq ...; see compress export --help."
+    ),
     verify: bool | None = typer.Option(
-        None, "--verify/--no-verify", help="Open the result with transformers and compare [default: verify]."
+        None, "--verify/--no-verify", help="Open the result in its runtimes and compare [default: verify]."
     ),
     recipe: str | None = _run.RECIPE,
     allow_pickle: bool = _run.ALLOW_PICKLE,
@@ -108,8 +112,16 @@ def command(
         from compress.pipeline.quantize import quantize
 
         with _run.Bars(output) as bars:
-            record = quantize(made, overwrite, Hooks(bars.report, bars.say))
+            hooks = Hooks(bars.report, bars.say)
+            record = quantize(made, overwrite, hooks)
+            failures: list[Exception] = []
+            if made.to:
+                from compress.pipeline.export import and_exports
+
+                record, failures = and_exports(record, made, hooks)
         _run.show(record, output)
+        if failures:
+            raise failures[0]
 
 
 def build_recipe(given: dict[str, Any], recipe: str | None) -> Any:

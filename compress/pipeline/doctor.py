@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,15 @@ from rich.table import Table
 
 from compress.core import device
 from compress.core.opening import DEMO_PACKAGE, DEMO_VERSION
+from compress.pipeline.preflight import probes
+from export import environments
 
 OPTIONAL = {
-    "gguf": ("open .gguf models", "pip install 'compress-models[gguf]'"),
+    "gguf": ("open and export .gguf models", "pip install 'compress-models[gguf]'"),
+    "onnx": ("export to onnx", "pip install 'compress-models[onnx]'"),
+    "onnxscript": ("export to onnx", "pip install 'compress-models[onnx]'"),
+    "bitsandbytes": ("export to bitsandbytes", "pip install 'compress-models[bitsandbytes]'"),
+    "openai": ("verify --serve with the OpenAI client", "pip install 'compress-models[serve]'"),
     "plotly": ("write report.html", "pip install 'compress-models[report]'"),
     "peft": ("tune adapters: lora and others", "pip install 'compress-models[train]'"),
     "imbalanced-learn": ("tune --resample over and under", "pip install 'compress-models[train]'"),
@@ -40,7 +47,25 @@ def examine() -> dict[str, Any]:
         name: {"version": device.package_version(name), "for": purpose, "install": line}
         for name, (purpose, line) in OPTIONAL.items()
     }
+    found["runtimes"] = {
+        place.name: {
+            "version": place.version,
+            "interpreter": str(place.interpreter) if place.interpreter else None,
+            "install": place.install,
+        }
+        for place in environments.places()
+    }
     return found
+
+
+def bench(say: Callable[[str, int, int], None]) -> dict[str, list[dict[str, Any]]]:
+    """How fast the operators of every installed runtime are here, next to float32's."""
+    names = [name for name in environments.known() if environments.runtime(name).probe is not None]
+    found = {}
+    for number, name in enumerate(names):
+        say(f"timing {name}", number, len(names))
+        found[name] = probes(name)
+    return {name: rows for name, rows in found.items() if rows}
 
 
 def _instructions(isa: dict[str, Any]) -> str:
@@ -68,6 +93,15 @@ def show(found: dict[str, Any], console: Console) -> None:
     for name, line in found["optional"].items():
         state = f"{line['version']}" if line["version"] else f"not installed: {line['install']}"
         console.print(f"{name} ({line['for']}): {state}", markup=False)
+    for name, line in found["runtimes"].items():
+        state = line["version"] if line["interpreter"] else f"not installed: {line['install']}"
+        console.print(f"runtime {name}: {state}", markup=False)
     if not found["isa"].get("avx512_vnni") and not found["isa"].get("amx_int8") and not found["isa"].get("avx_vnni"):
         console.print("no int8 dot-product instructions: int8 may be slower than float on this CPU", markup=False)
+    for name, rows in found.get("operators", {}).items():
+        for row in rows:
+            console.print(
+                f"{name}, {row['what']}, {row['rows']} tokens: {row['speedup']:.2f} times the speed of float32",
+                markup=False,
+            )
     console.print("Next: compress quantize --bits 4", markup=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ from compress.core.types import RunRecord
 from compress.pipeline.expected import VerifySettings
 from compress.pipeline.hooks import Hooks, Stages
 from compress.pipeline.inputs import convert_options, quiet_libraries
+from compress.pipeline.limits import formats_of
+from compress.pipeline.preflight import slower
 from compress.pipeline.verify import Verified, exported, raise_if_wrong, verify
+from compress.recipe import Recipe
 from export import folder
 from export.kinds import ExportFormat
 from export.source import Source
@@ -63,6 +66,11 @@ def export(artifact: Path, settings: ExportSettings, hooks: Hooks | None = None)
         folder.check(job.where, settings.overwrite)
     stages.done("open")
     notes: list[str] = []
+    for job in jobs if settings.check else ():
+        notes += slower(job.form, source, job.options, settings.verify.threads)
+    for note in notes:
+        hooks.say(note)
+    stages.done("will it be faster here")
     found: dict[Path, Verified] = {}
     failures: list[Exception] = []
     for job in jobs:
@@ -103,3 +111,22 @@ def _job(name: str, source: Source, settings: ExportSettings) -> Job:
     if settings.out is not None and len(settings.to) > 1:
         where = settings.out / plain
     return Job(plain, form, taken, where)
+
+
+def and_exports(record: RunRecord, recipe: Recipe, hooks: Hooks) -> tuple[RunRecord, list[Exception]]:
+    """The record of a quantized model with the exports that `--to` asks for; those that are there are judged again."""
+    artifact = Path(record.artifact or "")
+    settings = ExportSettings(
+        formats_of(recipe),
+        check=recipe.verify,
+        overwrite=True,
+        verify=VerifySettings((), recipe.threads, recipe.trust_remote_code),
+    )
+    made, failures = export(artifact, settings, hooks)
+    return replace(
+        record,
+        measurements=(*record.measurements, *made.measurements),
+        verified=(*record.verified, *made.verified),
+        notes=(*record.notes, *made.notes),
+        stages={**record.stages, **made.stages},
+    ), failures

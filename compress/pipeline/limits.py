@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
+
 from compress.core.checkpoint import Checkpoint, disk_parts
 from compress.core.early import reads_weights
-from compress.core.errors import RecipeError
-from compress.core.types import LayerRef, Scheme, Structure
-from compress.plan.uniform import Refuses, Uses
+from compress.core.errors import MissingRuntimeError, RecipeError
+from compress.core.opening import Opened
+from compress.core.registry import load
+from compress.core.types import FormatCaps, LayerRef, Plan, Scheme, Structure
+from compress.plan.uniform import Refuses, Uses, to_json
 from compress.recipe import Recipe
+from export import environments
 from export.formats.compressed_tensors import FORMAT
+from export.source import NotSolvedError, Planned
 
 EARLY = "this model looks at weights while transformers opens it, which decodes them in time with one scheme only"
 
@@ -28,6 +35,39 @@ def refuses(checkpoint: Checkpoint, structure: Structure) -> Refuses:
         return FORMAT.refuses(layer, scheme, uses)
 
     return refused
+
+
+def formats_of(recipe: Recipe) -> tuple[str, ...]:
+    """The formats of --to. Raises UsageError for a name that none has."""
+    asked = tuple(dict.fromkeys(environments.plain(name.strip()) for name in recipe.to.split(",") if name.strip()))
+    for name in asked:
+        load("format", name)
+    return asked
+
+
+def caps_of(recipe: Recipe) -> FormatCaps:
+    """What OUT and all formats of --to can hold."""
+    caps = FORMAT.caps
+    for name in formats_of(recipe):
+        groups = load("format", name).caps.auto_groups
+        caps = replace(caps, auto_groups=tuple(g for g in caps.auto_groups if g in groups) or caps.auto_groups)
+    return caps
+
+
+def check_exports(recipe: Recipe, opened: Opened, checkpoint: Checkpoint, structure: Structure, plan: Plan) -> None:
+    """Raises RecipeError for a format of --to that cannot hold what is planned: now, and not after the work."""
+    asked = formats_of(recipe)
+    if not asked:
+        return
+    planned = Planned(opened.folder, opened.name, checkpoint, structure, to_json(plan))
+    refused = []
+    for name in asked:
+        form = load("format", name)
+        with suppress(NotSolvedError, MissingRuntimeError):
+            if (because := form.refuses(planned, form.options())) is not None:
+                refused.append(f"{name}: {because}")
+    if refused:
+        raise RecipeError(f"{opened.name} cannot be exported as planned; {'; '.join(refused)}")
 
 
 def opens_one_scheme(checkpoint: Checkpoint, structure: Structure, recipe: Recipe) -> str | None:

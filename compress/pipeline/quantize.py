@@ -209,13 +209,14 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     first = structure.layers[0].param if structure.layers else next(iter(checkpoint.sources))
     dtype = uniform.storage_dtype(recipe, checkpoint.dtype_of(first))
     recipe = recipe.model_copy(update={"options": options})
-    rules = uniform.Rules(FORMAT.caps, FORMAT.scale_grid, limits.refuses(checkpoint, structure))
+    rules = uniform.Rules(limits.caps_of(recipe), FORMAT.scale_grid, limits.refuses(checkpoint, structure))
     encoder = judge.reads_only(checkpoint.model)
     activation = choose_activation(recipe, structure, encoder)
     mixed = is_mixed(recipe, structure, encoder, activation)
     early = limits.opens_one_scheme(checkpoint, structure, recipe) if mixed else None
     mixed = mixed and early is None
     plan = uniform.make_plan(recipe, structure, rules, dtype, uniform.Wishes(activation, mixed, encoder))
+    limits.check_exports(recipe, opened, checkpoint, structure, plan)
     notes = [*opened.notes, *plan.notes, *([structure.generic] if structure.generic else [])]
     notes += [early] if early else []
     data, text = None, None

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from compress.core import device
-from compress.core.errors import MissingRuntimeError, RecipeError, UsageError, VerificationError
+from compress.core.errors import CompressError, MissingRuntimeError, RecipeError, UsageError, VerificationError
 from compress.core.files import write_json
 from compress.core.registry import load
 from compress.core.types import Measurement, RunRecord
@@ -68,14 +68,19 @@ def verify(where: Path, source: Source, settings: VerifySettings, hooks: Hooks) 
         for number, name in enumerate(chosen):
             hooks.report(f"running {name}", number, len(chosen))
             before = len(lines)
-            found, figures = _judged(where, name, told, expected, settings)
-            lines += found
-            measurements += figures
-            if expected.asked is not None and environments.runtime(name).server is not None:
-                hooks.report(f"serving with {name}", number, len(chosen))
-                given = {"port": settings.port, "threads": settings.threads, "trusted": settings.trust_remote_code}
-                allowed = expected.allowed(arithmetic_of(name, told))
-                lines += asked.by_server(where, name, expected.asked, allowed, given)
+            try:
+                found, figures = _judged(where, name, told, expected, settings)
+                lines += found
+                measurements += figures
+                if expected.asked is not None and environments.runtime(name).server is not None:
+                    hooks.report(f"serving with {name}", number, len(chosen))
+                    given = {"port": settings.port, "threads": settings.threads, "trusted": settings.trust_remote_code}
+                    allowed = expected.allowed(arithmetic_of(name, told))
+                    lines += asked.by_server(where, name, expected.asked, allowed, given)
+            except CompressError as error:  # what it says as it refuses the file, or its last words
+                runtime = f"{name} {environments.place(name).version}"
+                lines.append({"check": "opens and runs", "runtime": runtime, "passed": False, "said": str(error)})
+                continue
             if settings.serve and not any("client" in line for line in lines[before:]):
                 notes.append(f"{name} was not asked: it has no client for a model that does what this one does")
         hooks.report("running", len(chosen), len(chosen))
@@ -122,10 +127,13 @@ def exported(
     said = list(notes)
     for place, judged in found.items():
         if judged is None or not judged.measurements:
-            measurements.append(Measurement(str(place), "bytes", "bytes", float(folder.payload_bytes(place))))
+            about = {"export": str(place), "format": folder.card(place)["format"]}
+            size = float(folder.payload_bytes(place))
+            measurements.append(Measurement(str(place), "bytes", "bytes", size, detail=about))
         if judged is not None:
             measurements += judged.measurements
-            lines += [{"export": place.name, **line} for line in judged.lines]
+            form = folder.card(place)["format"]
+            lines += [{"export": form, "where": str(place), **line} for line in judged.lines]
             said += [*judged.missing, *judged.notes]
     return RunRecord(
         command=command,
@@ -142,7 +150,11 @@ def exported(
 
 def _runtimes(where: Path, form: ExportFormat, settings: VerifySettings) -> tuple[list[str], list[str]]:
     """Those that judge the export, and sentences on those that should and are not there."""
-    wanted = [environments.plain(name) for name in settings.runtimes] or list(form.runtimes)
+    asked = [environments.place(name).name for name in settings.runtimes]
+    wanted = [name for name in asked if name in form.runtimes]
+    if asked and not wanted:
+        raise UsageError(f"{', '.join(asked)} does not open {where}; {', '.join(form.runtimes)} would")
+    wanted = wanted or list(form.runtimes)
     refused = {name: because for name in wanted if (because := environments.refuses(name, where)) is not None}
     if settings.runtimes and refused:
         name, because = next(iter(refused.items()))
@@ -177,7 +189,8 @@ def _judged(
             lines += asked.by_client(process, expected.asked, expected.reading, allowed_there)
     lines = [{**line, "runtime": runtime} for line in lines]
     lines[0] = {**lines[0], "arithmetic": allowed.why, **{f"arithmetic_{k}": v for k, v in allowed.plain.items()}}
-    return lines, [*_figures(f"{where} in {name}", where, lines, timed, memory), *scored]
+    about = {"export": str(where), "format": told["format"], "runtime": runtime}
+    return lines, [*_figures(f"{where} in {name}", about, lines, timed, memory), *scored]
 
 
 def _asks(name: str) -> bool:
@@ -213,10 +226,10 @@ def _seen(outputs: Sequence[Tensor], inputs: Sequence[dict[str, Tensor]]) -> lis
 
 
 def _figures(
-    subject: str, where: Path, lines: Sequence[Line], timed: dict[str, Any], memory: dict[str, Any]
+    subject: str, about: dict[str, str], lines: Sequence[Line], timed: dict[str, Any], memory: dict[str, Any]
 ) -> list[Measurement]:
-    detail = {"export": str(where), "threads": timed["threads"], "repeats": REPEATS}
-    size = folder.payload_bytes(where)
+    detail = {**about, "threads": timed["threads"], "repeats": REPEATS}
+    size = folder.payload_bytes(Path(about["export"]))
     found = [Measurement(subject, "bytes", "bytes", float(size), detail=detail)]
     names = {"kl": ("runtime_kl", "nats/token"), "difference": ("runtime_difference", "logit")}
     for line in lines:

@@ -13,7 +13,7 @@ from string import Template
 
 from compress.core.errors import MissingExtraError
 from compress.core.types import LayerResult, RunRecord
-from compress.report import charts, steps, summary, training, words
+from compress.report import charts, exports, steps, summary, training, words
 from compress.report.chartkit import Chart
 from compress.report.pieces import Cell, Column, card, chart, code, esc, facts, script_json, section, table
 
@@ -44,7 +44,7 @@ def render(record: RunRecord) -> str:
     plotly = _plotly()
     template = Template((files("compress.report") / "template.html").read_text(encoding="utf-8"))
     page = (files("compress.report") / "page.js").read_text(encoding="utf-8")
-    drawn = charts.build(record)
+    drawn = charts.build(exports.without(record))
     data = script_json({f"chart-{c.key}": c.figure for c in drawn})
     return template.substitute(
         title=esc(_title(record), 200),
@@ -87,7 +87,8 @@ def _title(record: RunRecord) -> str:
     return f"{name} · compress {record.command}"
 
 
-def _body(record: RunRecord, drawn: list[Chart]) -> str:
+def _body(whole: RunRecord, drawn: list[Chart]) -> str:
+    record = exports.without(whole)
     by_group = {key: "".join(chart(c) for c in drawn if c.group == key) for key, _, _ in GROUPS}
     extra = {
         "training": _balance(record),
@@ -108,6 +109,12 @@ def _body(record: RunRecord, drawn: list[Chart]) -> str:
                 _verified(record),
                 "The written file, loaded in its own runtime and compared.",
             ),
+            section(
+                "exports",
+                "Exports",
+                _exports(whole),
+                "Each opened by its own runtime, against the compressed model in memory.",
+            ),
             section("plan", "Plan", _reasons(record)),
             section("layers", "Layers", _layers(record)),
             section("notes", "Notes", _notes(record)),
@@ -126,7 +133,8 @@ def _figures(figures: str) -> str:
     return f'<div class="figures">{figures}</div>' if figures else ""
 
 
-def _header(record: RunRecord) -> str:
+def _header(whole: RunRecord) -> str:
+    record = exports.without(whole)
     model = record.model
     facts_line = [
         words.clean(model.get("architecture") or "", 60),
@@ -323,6 +331,19 @@ def _verified(record: RunRecord) -> str:
         for v in record.verified[:50]
     ]
     return table("Loaded and compared", columns, rows)
+
+
+def _exports(record: RunRecord) -> str:
+    found = exports.rows(record)
+    names = exports.columns(found)
+    columns = [Column("export", code=True), Column("runtime", code=True), Column("verdict", code=True)]
+    columns += [Column(exports.NUMBERS[name], True) for name in names]
+    tone = {True: "good", False: "bad", None: ""}
+    made: list[list[Cell | str]] = []
+    for row in found:
+        verdict = Cell(row.verdict, below="; ".join(row.wrong), tone=tone[row.agrees])
+        made.append([row.export, row.runtime, verdict, *(row.cells.get(name, words.MISSING) for name in names)])
+    return table("Exports in their runtimes", columns, made)
 
 
 def _notes(record: RunRecord) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.core.types import RunRecord
-from compress.report import steps, summary, training, words
+from compress.report import exports, steps, summary, training, words
 
 _PLAIN = str.maketrans({"→": ">", "×": "x", "·": "-", "–": "-", "…": "~", "─": "-"})
 MAX_LABELS = 20
@@ -39,8 +39,9 @@ def text(record: RunRecord, width: int = 100) -> str:
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
-def _page(record: RunRecord, width: int) -> RenderableType:
+def _page(whole: RunRecord, width: int) -> RenderableType:
     """All sections that the record has something for."""
+    record = exports.without(whole)
     sections = [
         _title(record),
         _headline(record),
@@ -52,10 +53,11 @@ def _page(record: RunRecord, width: int) -> RenderableType:
         _roles(record, width),
         _worst(record, width),
         _fallbacks(record),
+        _exports(whole),
         _verified(record),
         _notes(record),
         _stages(record),
-        _next(record),
+        _next(whole),
     ]
     return Group(*(part for part in sections if part is not None))
 
@@ -275,6 +277,30 @@ def _verified(record: RunRecord) -> RenderableType | None:
         details = summary.details(entry)
         lines.append(line.append(f" ({details})" if details else "", style=DIM))
     return _section("Verified", Group(*lines))
+
+
+def _exports(record: RunRecord) -> RenderableType | None:
+    """Exports in their runtimes, and what did not agree."""
+    found = exports.rows(record)
+    if not found:
+        return None
+    names = exports.columns(found)
+    stacks = [kept for stack in exports.STACKED if (kept := [name for name in stack if name in names])]
+    heads = ["\n".join(exports.NUMBERS[name] for name in stack) for stack in stacks]
+    table = _table(("export\nruntime", False), ("", False), *((head, True) for head in heads))
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    wrong = []
+    for row in found:
+        style = {True: GOOD, False: BAD, None: STRONG}[row.agrees]
+        cells = [Text("\n".join(row.cells.get(name, words.MISSING) for name in stack)) for stack in stacks]
+        name = Text(row.export).append(f"\n{row.runtime}", style=DIM)
+        table.add_row(name, Text(row.verdict, style=style), *cells)
+        wrong += [f"{row.export}, {row.runtime}: {line}" for line in row.wrong]
+    said = Text("KL, differences, top-1 and greedy tokens are against the compressed model in memory.", style=DIM)
+    return _section(
+        "Exports, each in its own runtime",
+        Group(table, *(Text(line, style=BAD) for line in dict.fromkeys(wrong)), said),
+    )
 
 
 def _notes(record: RunRecord) -> RenderableType | None:

@@ -165,6 +165,12 @@ def _stored(folder: Path, source: Source) -> Iterator[tuple[Named, Tensor]]:
         yield each, weight
 
 
+def operators(source: Source, options: Options) -> tuple[str, ...]:
+    """The block types that ggml multiplies by."""
+    del options
+    return tuple(sorted({str(kind_for(coded.scheme)) for coded in source.coded.values()}))
+
+
 def readme(folder: Path) -> list[str]:
     """How it is served."""
     del folder
@@ -239,4 +245,5 @@ EXPORT = ExportFormat(
     read_back=read_back,
     readme=readme,
     kept=kept,
+    operators=operators,
 )

@@ -30,7 +30,7 @@ from compress.core.files import write_json
 from compress.core.safetensors_file import Pending, write_file
 from compress.core.types import FormatCaps
 from export import environments
-from export.formats._whole import names_by_digest, write_whole
+from export.genai.whole import names_by_digest, write_whole
 from export.kinds import ExportFormat, Report, Written
 from export.runtimes import _openvino_builder
 from export.source import Coded, Source
@@ -89,11 +89,11 @@ def _task(source: Source) -> str | None:
 def _misfit(coded: Coded) -> str | None:
     scheme, columns = coded.scheme, coded.layer.shape[1]
     if scheme.kind != "int":
-        return f"is {scheme.name}; an IR holds integer codes here"
+        return f"is {scheme.name}; an IR holds integer codes here (--bits 4)"
     if coded.activation is not None:
         return "takes int8 inputs, which this format does not say; export onnx, or quantize with --activations none"
     if coded.layer.container not in CAPS.containers:
-        return f"is a {coded.layer.container} weight, which the converted graph does not multiply by itself"
+        return f"is a {coded.layer.container} weight, which its graph does not multiply by itself; export gguf"
     if scheme.group_size != -1 and columns % scheme.group_size:
         return f"has {columns} inputs, which groups of {scheme.group_size} do not divide; quantize with --group-size 32"
     return None
@@ -224,4 +224,5 @@ EXPORT = ExportFormat(
     write=write,
     read_back=read_back,
     readme=readme,
+    writer=RUNTIME,
 )

@@ -63,7 +63,8 @@ class Runtime:
     to be removed afterwards. server: (folder, port) -> arguments of the interpreter that start a server for OpenAI
     clients, None when it has none. trusting: arguments besides, for models that bring code that is trusted. client:
     whether its sessions are asked by a client in their own process. environment: variables it runs with, server and
-    session alike. refuses: config.json of an export -> why it does not open that one.
+    session alike. refuses: config.json of an export -> why it does not open that one. probe: threads -> rows {what,
+    rows, seconds, plain_seconds}: how long its own operators take here, and float32's for the same.
     """
 
     open: Callable[[str, Mapping[str, Any]], Any]
@@ -78,5 +79,6 @@ class Runtime:
     client: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     refuses: Callable[[Mapping[str, Any]], str | None] | None = None
+    probe: Callable[[int], list[dict[str, Any]]] | None = None
     extra: str = ""
     notes: tuple[str, ...] = ()

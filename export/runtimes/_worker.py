@@ -74,6 +74,11 @@ class Server:
         """The runtime's version."""
         return metadata.version(self.runtime.distribution)
 
+    def probe(self) -> list[dict[str, Any]]:
+        """How long the runtime's own operators take on this machine."""
+        found: list[dict[str, Any]] = self.runtime.probe(self.settings_given["threads"])
+        return found
+
     def load(self, subject: str) -> dict[str, Any]:
         """Open an export."""
         begin = time.perf_counter()

@@ -154,6 +154,15 @@ def server(folder: str, port: int) -> list[str]:
     return ["-m", "llama_cpp.server", *told, "--n_ctx", str(CONTEXT)]
 
 
+def probe(threads: int) -> list[dict[str, Any]]:
+    """ggml's own products on this machine."""
+    import llama_cpp
+
+    from export.runtimes import _ggml_probe
+
+    return _ggml_probe.probe(Path(str(llama_cpp.__file__)).parent / "lib", threads)
+
+
 RUNTIME = Runtime(
     open=Session,
     formats={
@@ -166,5 +175,6 @@ RUNTIME = Runtime(
     distribution="llama-cpp-python",
     packages=("llama-cpp-python[server]==0.3.36",),
     server=server,
+    probe=probe,
     notes=("built from source with this machine's instructions: needs a C++ compiler, 5 to 20 minutes",),
 )

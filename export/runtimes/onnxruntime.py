@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from export.runtimes import _onnx_probe
 from export.runtimes._kind import Arithmetic, Runtime
 
 ENCODER, DECODER, WITH_PAST = "encoder_model", "decoder_model", "decoder_with_past_model"
@@ -208,6 +209,7 @@ RUNTIME = Runtime(
         )
     },
     distribution="onnxruntime",
+    probe=_onnx_probe.probe,
     extra="onnx",
     client=True,
     notes=("opens encoders and encoder-decoders; decoder-only language models are for onnxruntime-genai",),

@@ -70,9 +70,14 @@ class Session:
         """Ids by the runtime's own tokenizer."""
         return [int(token) for token in self.tokenizer.encode(text)]
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Ids of the prompt that its chat template makes."""
-        filled = self.tokenizer.apply_chat_template(json.dumps(list(messages)), add_generation_prompt=True)
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int] | None:
+        """Ids of the prompt that its chat template makes; None where it finds none."""
+        try:
+            filled = self.tokenizer.apply_chat_template(json.dumps(list(messages)), add_generation_prompt=True)
+        except RuntimeError as error:
+            if "Empty chat template" in str(error):  # 0.18
+                return None
+            raise
         return self.tokenize(filled)
 
     def answer(self, asked: Sequence[Mapping[str, str]] | str, n: int) -> tuple[str, str]:

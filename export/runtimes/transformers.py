@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +43,8 @@ class Session:
         self._cache: Any = None
         self._asked: Any = None
         taken = inspect.signature(self.model.forward).parameters
+        if self.kind == "encoder-decoder":
+            self.timed = self._timed
         self._past = "cache" if "cache" in taken else "past_key_values"  # its name since 5.24, and before
 
     def run(self, inputs: Mapping[str, Any]) -> Any:
@@ -65,6 +68,18 @@ class Session:
             output = self.model(input_ids=self.torch.tensor([ids]), use_cache=True, **past)
         self._cache = output[self._past]
         return output.logits[0, -1].float().numpy()
+
+    def _timed(self, ids: list[int], n: int) -> tuple[float, list[float]]:
+        """Seconds of reading and of the first token written; what is heard is silence."""
+        del n
+        torch, config = self.torch, self.model.config
+        given = {"input_ids": torch.tensor([ids])}
+        if self.model.main_input_name == "input_features":
+            given = {"input_features": torch.zeros(1, config.num_mel_bins, 2 * config.max_source_positions)}
+        begin = time.perf_counter()
+        with torch.inference_mode():
+            self.model(**given, decoder_input_ids=torch.tensor([[config.decoder_start_token_id or 0]]))
+        return time.perf_counter() - begin, []
 
     def write(self, inputs: Mapping[str, Any], n: int) -> list[list[int]]:
         """Greedy ids for each row, the start token left out."""

@@ -16,12 +16,11 @@ from compress.pipeline.hooks import Hooks
 from compress.pipeline.verify import Verified, raise_if_wrong
 from export import environments, judge
 from export.source import Source
-from tests.exporting import artifact, write
-from tests.exports import InProcess, edit_json, in_process
+from tests.exporting import InProcess, artifact, written
+from tests.faults import edit_json, reseal
 from tests.integration.test_onnx import labelled
 from tests.rebuild import run
 
-__all__ = ["in_process"]
 pytestmark = pytest.mark.usefixtures("in_process")
 
 
@@ -42,13 +41,14 @@ def of_client(found: Verified) -> dict[str, Any]:
 
 def test_a_pipeline_answers_what_the_reference_writes(base: Path, tmp_path: Path) -> None:
     out = artifact("qwen2", base)
-    where = write(out, "compressed-tensors", tmp_path / "x")
+    where = written(out, "compressed-tensors", where=tmp_path / "x")[0]
     found = asked(where, out, "transformers")
     line = of_client(found)
     assert found.passed
     assert (line["check"], line["equal"], line["of"]) == ("served answer", 32, 32)
     assert line["client"] == f"transformers {transformers.__version__}, pipeline text-generation"
-    edit_json(where, "config.json", lambda config: config["rope_parameters"].update(rope_theta=3.0))
+    edit_json(where / "config.json", lambda config: config["rope_parameters"].update(rope_theta=3.0))
+    reseal(where)
     assert not of_client(asked(where, out, "transformers"))["passed"]
 
 
@@ -57,9 +57,10 @@ def test_sampling_settings_of_the_file_do_not_change_the_answer(
 ) -> None:
     monkeypatch.setattr(stage, "static_lines", lambda *_: [{"check": "nothing", "runtime": "", "passed": True}])
     out = artifact("qwen2", base)
-    where = write(out, "compressed-tensors", tmp_path / "x")
+    where = written(out, "compressed-tensors", where=tmp_path / "x")[0]
     sampled = {"do_sample": True, "temperature": 5.0, "repetition_penalty": 3.0}
-    edit_json(where, "generation_config.json", lambda said: said.update(sampled))
+    edit_json(where / "generation_config.json", lambda said: said.update(sampled))
+    reseal(where)
     assert of_client(asked(where, out, "transformers"))["passed"]
 
 
@@ -67,7 +68,7 @@ def test_sampling_settings_of_the_file_do_not_change_the_answer(
 def test_an_embedder_is_read_by_the_client(base: Path, tmp_path: Path, form: str) -> None:
     runtime = "onnxruntime" if form == "onnx" else "transformers"
     out = artifact("mpnet", base, bits=8)
-    where = write(out, form, tmp_path / "x")
+    where = written(out, form, where=tmp_path / "x")[0]
     line = of_client(asked(where, out, runtime))
     assert (line["check"], line["passed"]) == ("served values: largest difference", True)
     assert line["difference"] < 1e-4
@@ -80,7 +81,7 @@ KINDS = {"BertForSequenceClassification": "text-classification", "BertForTokenCl
 def test_labels_are_those_of_the_reference(tmp_path: Path, kind: str) -> None:
     model, data = labelled(kind, tmp_path)
     out = run("bert", model, tmp_path / "out", bits=8, method="rtn", data=str(data)).out
-    where = write(out, "compressed-tensors", tmp_path / "x")
+    where = written(out, "compressed-tensors", where=tmp_path / "x")[0]
     line = of_client(asked(where, out, "transformers"))
     assert line["passed"], line
     assert line["client"].endswith(KINDS[kind])
@@ -90,7 +91,7 @@ def test_labels_are_those_of_the_reference(tmp_path: Path, kind: str) -> None:
 
 def test_a_model_that_no_client_asks_is_said(base: Path, tmp_path: Path) -> None:
     out = artifact("bert", base, bits=8)  # a masked model: no pipeline but one that wants a mask
-    found = asked(write(out, "compressed-tensors", tmp_path / "x"), out, "transformers")
+    found = asked(written(out, "compressed-tensors", where=tmp_path / "x")[0], out, "transformers")
     assert found.notes == ["transformers was not asked: it has no client for a model that does what this one does"]
     with pytest.raises(UsageError, match="optimum has neither a server nor a client; leave --serve out"):
         asked_absent(out, tmp_path)
@@ -102,14 +103,14 @@ def asked_absent(out: Path, tmp_path: Path) -> None:
         there = environments.place("transformers").interpreter
         place = environments.Place("optimum", there, "1", "own", "")
         patch.setattr(stage.environments, "place", lambda _: place)
-        asked(write(out, "onnx", tmp_path / "y"), out, "optimum")
+        asked(written(out, "onnx", where=tmp_path / "y")[0], out, "optimum")
 
 
 def test_trust_in_a_models_code_reaches_the_session(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = artifact("mpnet", base, bits=8)
-    where = write(out, "onnx", tmp_path / "x")
+    where = written(out, "onnx", where=tmp_path / "x")[0]
     told: list[bool] = []
 
     class Listening(InProcess):

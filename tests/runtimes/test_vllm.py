@@ -1,9 +1,8 @@
-"""vLLM itself, in its own environment: tiny models of sizes that its CPU kernels take, planted faults, its server."""
+"""vLLM itself, in its own environment: tiny models of sizes that its CPU kernels take, its server."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,13 @@ import pytest
 import torch
 import transformers
 
-from compress.core.errors import VerificationError
 from compress.pipeline import verify as stage
 from compress.pipeline.expected import VerifySettings
 from compress.pipeline.hooks import Hooks
-from compress.pipeline.verify import raise_if_wrong
 from export.environments import place
 from export.source import Source
-from tests.exports import edit_json, judged, written, wrong_lines
-from tests.integration import test_export_compressed_tensors as faults
+from tests.exporting import written, wrong
+from tests.faults import edit_json, reseal
 from tests.rebuild import Run, run
 from tests.tiny import EOS, TOKENS, randomize, tiny_config, tiny_tokenizer
 
@@ -69,28 +66,6 @@ def test_vllm_opens_the_artifact_and_agrees(tmp_path: Path, name: str, settings:
     assert lines["outputs: divergence of the distributions"]["kl"] < 0.05
 
 
-PLANTED: dict[str, tuple[Callable[[Path], None], str]] = {
-    **{name: (plant, "outputs") for name, (plant, _) in faults.FAULTS.items() if name != "other tokens"},
-    "missing chat template": (faults.missing_template, "chat template"),
-}
-
-
-@pytest.mark.parametrize("fault", list(PLANTED))
-def test_vllm_alone_catches_planted_faults(
-    qwen2: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
-) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(qwen2.out, out)
-    where, _ = written(out, "compressed-tensors")
-    plant, expected = PLANTED[fault]
-    plant(where)
-    monkeypatch.setattr(stage, "static_lines", lambda *_: [{"check": "nothing", "runtime": "", "passed": True}])
-    found = judged(where, out, "vllm")
-    assert any(check.startswith(expected) for check in wrong_lines(found))
-    with pytest.raises(VerificationError, match="do not serve this file"):
-        raise_if_wrong(where, found)
-
-
 def test_its_server_answers_what_the_reference_writes(qwen2: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(qwen2.out, out)
@@ -99,7 +74,8 @@ def test_its_server_answers_what_the_reference_writes(qwen2: Run, tmp_path: Path
     found = stage.verify(where, Source(out), settings, Hooks())
     lines = {line["check"]: line for line in found.lines}
     assert {"served answer", "served question"} <= set(lines)
-    assert wrong_lines(found) == []
-    edit_json(where, "config.json", lambda config: config["rope_parameters"].update(rope_theta=3.0))
+    assert wrong(found.lines) == []
+    edit_json(where / "config.json", lambda config: config["rope_parameters"].update(rope_theta=3.0))
+    reseal(where)
     found = stage.verify(where, Source(out), settings, Hooks())
-    assert "served answer" in wrong_lines(found)
+    assert "served answer" in wrong(found.lines)
