@@ -53,8 +53,11 @@ class Reference:
 
         Raises ModelError for outputs that are not finite.
         """
-        with self._rounding(arithmetic or Arithmetic()):
-            output = self.model(**inputs)
+        arithmetic = arithmetic or Arithmetic()
+        dtype = getattr(torch, arithmetic.dtype)
+        given = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+        with self._rounding(arithmetic):
+            output = self.model(**given)
         found: Tensor = output.logits if "logits" in output else _first(output)
         found = found.float()
         if not bool(torch.isfinite(found).all()):

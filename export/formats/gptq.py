@@ -84,7 +84,8 @@ def write(source: Source, folder: Path, options: Options, report: Report) -> Wri
     """Write weights and settings into `folder`."""
     held = _held(source)
     wanted = options.checkpoint_format
-    form = wanted if wanted != AUTO else V1 if _above_zero(source, held) else V2
+    symmetric = all(coded.scheme.symmetric for coded in held.values())
+    form = wanted if wanted != AUTO else V1 if symmetric else V2  # GPTQModel opens zero points as v2 only
     tensors, done = _tensors(source, held, form), 0
 
     def counted(item: Pending) -> Callable[[], Tensor]:
@@ -101,13 +102,12 @@ def write(source: Source, folder: Path, options: Options, report: Report) -> Wri
     config = {key: value for key, value in source.config.items() if key != "quantization_config"}
     write_json(folder / "config.json", {**config, "quantization_config": said})
     write_json(folder / "quantize_config.json", said)
-    asymmetric = any(not coded.scheme.symmetric for coded in held.values())
     notes = list(kernel_notes(held.values()))
-    if asymmetric:
-        why = "no zero point is 0" if form == V1 else "a zero point is 0" if wanted == AUTO else "asked for"
+    if not symmetric:
+        why = "GPTQModel 7 opens no other" if wanted == AUTO else "asked for"
         stores = "zero - 1" if form == V1 else "zero itself"
         notes.insert(0, f"zero points are stored as {stores} (checkpoint_format {form}: {why})")
-    facts = {"checkpoint_format": form, "sym": not asymmetric, "dynamic_rules": len(said.get("dynamic", {}))}
+    facts = {"checkpoint_format": form, "sym": symmetric, "dynamic_rules": len(said.get("dynamic", {}))}
     return Written(tuple(held), facts, tuple(notes))
 
 

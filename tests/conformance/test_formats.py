@@ -7,6 +7,7 @@ own carries the marker `runtimes` and is skipped, with the line that installs it
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,9 +121,12 @@ def test_what_a_server_needs_is_there(bench: Bench, form: str) -> None:
     assert not [path.name for path in where.rglob("*") if path.name.startswith(".") or path.suffix == ".part"]
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_what_does_not_fit_is_refused_before_any_work_by_a_sentence_that_helps(bench: Bench, form: str) -> None:
-    need(format_of(form).writer)
+@pytest.mark.parametrize("form", names("format"))
+def test_what_does_not_fit_is_refused_before_any_work_by_a_sentence_that_helps(
+    bench: Bench, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = environments.Place("a converter", Path(sys.executable), "1", "installed", "")
+    monkeypatch.setattr(environments, "place", lambda name: there)  # which is not asked for anything
     refused = {of: said for of in STRANGE if (said := bench.refusal(form, of)) is not None}
     assert refused
     for of, said in refused.items():
@@ -134,14 +138,14 @@ def test_what_does_not_fit_is_refused_before_any_work_by_a_sentence_that_helps(b
         assert not folder.home(bench.artifact(of), form).exists()
 
 
-@pytest.mark.parametrize("form", [case(name) for name in names("format") if format_of(name).writer] or [None])
+@pytest.mark.parametrize("form", [name for name in names("format") if format_of(name).writer])
 def test_a_converter_that_is_absent_is_named(bench: Bench, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    of = fitting(bench, form)
-    place = environments.Place(format_of(form).writer, None, None, "installed", "compress runtime install THAT")
-    monkeypatch.setattr(environments, "place", lambda name: place)
+    absent = environments.Place(format_of(form).writer, None, None, "installed", "compress runtime install THAT")
+    monkeypatch.setattr(environments, "place", lambda name: absent)
+    out = bench.artifact(FITTING[0])
     with pytest.raises(MissingRuntimeError, match="compress runtime install THAT"):
-        export(bench.artifact(of), ExportSettings((form,)))
-    assert not folder.home(bench.artifact(of), form).exists()
+        export(out, ExportSettings((form,)))
+    assert not folder.home(out, form).exists()
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -13,7 +13,6 @@ def test_readme_has_the_table_that_was_measured() -> None:
     rows = json.loads((REPORTS / "formats.json").read_text(encoding="utf-8"))["rows"]
     assert section(README.read_text(encoding="utf-8")) == table(rows)
     assert sorted({row["format"] for row in rows}) == names("format"), "run python -m benchmarks formats"
-    assert {row["state"] for row in rows} <= {"verified", "written", "refused", "not tried"}
     assert all(row["runtimes"] if row["state"] == "verified" else row["why"] for row in rows)
 
 
