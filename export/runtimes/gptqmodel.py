@@ -4,7 +4,8 @@ and its `torch` kernel, in its own environment.
 Its other CPU kernels are compiled when a model is first opened, for minutes on two cores, and round scales to bfloat16;
 this one takes float16 as the file has it. What it asks for is torch 2.14.1, a CUDA build of 6 GB, and runs with the one
 that we have: it is installed alone. Source: gptqmodel/nn_modules/qlinear/torch.py, requirements.txt, __init__.py
-(GPTQMODEL_CPU_WORKERS: with one worker, its default on two cores, it opens nothing) of version 7.7.0. TORCHDYNAMO_DISABLE:
+(GPTQMODEL_CPU_WORKERS: with one worker, its default on two cores, it opens nothing) of version 7.7.0.
+TORCHDYNAMO_DISABLE:
 that kernel too is compiled, by g++, for each shape it meets; the same function runs as it is.
 """
 
