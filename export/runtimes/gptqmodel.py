@@ -5,6 +5,8 @@ Its other CPU kernels are compiled when a model is first opened, for minutes on 
 this one takes float16 as the file has it. What it asks for is torch 2.14.1, a CUDA build of 6 GB, and runs with the one
 that we have: it is installed alone. Source: gptqmodel/nn_modules/qlinear/torch.py, requirements.txt, __init__.py
 (GPTQMODEL_CPU_WORKERS: with one worker, its default on two cores, it opens nothing) of version 7.7.0.
+TORCHDYNAMO_DISABLE:
+that kernel too is compiled, by g++, for each shape it meets; the same function runs as it is.
 """
 
 from __future__ import annotations
@@ -132,7 +134,7 @@ RUNTIME = Runtime(
         "torchao==0.18.0",
     ),
     alone=("gptqmodel==7.7.0",),
-    environment={"GPTQMODEL_CPU_WORKERS": "2", "HF_HUB_OFFLINE": "1"},
+    environment={"GPTQMODEL_CPU_WORKERS": "2", "HF_HUB_OFFLINE": "1", "TORCHDYNAMO_DISABLE": "1"},
     client=True,
     refuses=_refuses,
     notes=("2, 3, 4 and 8 bits, symmetric or not, by its torch kernel in float16",),

@@ -18,8 +18,7 @@ from export import environments, judge
 from export.source import Source
 from tests.exporting import InProcess, artifact, written
 from tests.faults import edit_json, reseal
-from tests.integration.test_onnx import labelled
-from tests.rebuild import run
+from tests.integration.test_onnx import compressed
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -79,8 +78,7 @@ KINDS = {"BertForSequenceClassification": "text-classification", "BertForTokenCl
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_labels_are_those_of_the_reference(tmp_path: Path, kind: str) -> None:
-    model, data = labelled(kind, tmp_path)
-    out = run("bert", model, tmp_path / "out", bits=8, method="rtn", data=str(data)).out
+    out = compressed(kind, tmp_path, bits=8, method="rtn")
     where = written(out, "compressed-tensors", where=tmp_path / "x")[0]
     line = of_client(asked(where, out, "transformers"))
     assert line["passed"], line
