@@ -71,7 +71,7 @@ def run(name: str, source: Path, out: Path, **settings: Any) -> Run:
     small = {"samples": 4, "seq_len": 32, "eval_samples": 2, "generate": 0, "threads": 1, "verify": False}
     data = source.parent / "text.txt"
     read = None if name == "whisper" else str(data)  # which hears, and takes no text for it
-    recipe = Recipe.build(**{**small, "model": str(source), "out": str(out), **settings, "data": read})
+    recipe = Recipe.build(**{**small, "model": str(source), "out": str(out), "data": read, **settings})
     if not data.exists():
         write_text(data)
     probe = out.with_name(f"{out.name}-probe.safetensors")

@@ -1,7 +1,7 @@
 """ONNX for onnxruntime and optimum: encoders, classifiers, taggers, embedders, and models that hear or read and write.
 
 The graph is `torch.onnx.export`'s, dynamic in batch and sequence; the codes are put into it afterwards, see
-`export.onnx_rewrite`. Names of files, inputs and outputs are those that optimum's `ORTModelFor...` looks for.
+`export.onnxfile.rewrite`. Names of files, inputs and outputs are those that optimum's `ORTModelFor...` looks for.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 from compress.core.errors import MissingExtraError, RecipeError
 from compress.core.files import write_json
 from compress.core.types import FormatCaps
-from export import onnx_file, onnx_read, onnx_triton
 from export.kinds import ExportFormat as Format
 from export.kinds import Report, Written
-from export.onnx_graph import OPSET
-from export.onnx_rewrite import Writer, block_size
+from export.onnxfile import file, read, triton
+from export.onnxfile.graph import OPSET
+from export.onnxfile.rewrite import Writer, block_size
 from export.source import Coded, Source
 
 
@@ -81,22 +81,36 @@ def _refused_layer(coded: Coded) -> str | None:
     return None
 
 
+def operators(source: Source, options: Options) -> tuple[str, ...]:
+    """What onnxruntime multiplies with, by the names of its probe."""
+    if options.weights == "float32":
+        return ()
+    found = set()
+    for coded in source.coded.values():
+        if coded.activation is not None:
+            found.add("8-bit weights and inputs")
+        elif coded.scheme.bits <= 4:
+            found.add("4-bit weights, int8 inputs" if options.accuracy_level == 4 else "4-bit weights")
+    return tuple(sorted(found))
+
+
 def write(source: Source, folder: Path, options: Options, report: Report) -> Written:
     """Trace, rewrite, and put the files there: models, config.json without quantization_config."""
-    from export import onnx_encoder, onnx_writer
+    from export.onnxfile import encoder
+    from export.onnxfile import writer as decoders
 
     writer = Writer(source, options.accuracy_level, options.weights == "float32", options.signed)
     writes = bool(getattr(source.checkpoint.config, "is_encoder_decoder", False))
     report("writing onnx: graph", 0, 1)
-    models: dict[str, Any] = (onnx_writer if writes else onnx_encoder).write(source, folder, writer)
+    models: dict[str, Any] = (decoders if writes else encoder).write(source, folder, writer)
     report("writing onnx: graph", 1, 1)
-    shared = onnx_writer.SHARED if writes else ""
+    shared = decoders.SHARED if writes else ""
     nodes = _operators(models)
-    onnx_file.save(folder, models, 0 if options.external_data else onnx_file.LIMIT, shared)
+    file.save(folder, models, 0 if options.external_data else file.LIMIT, shared)
     config = {k: v for k, v in source.config.items() if k != "quantization_config"} | {"dtype": "float32"}
     write_json(folder / "config.json", config)
     if options.triton:
-        onnx_triton.arrange(folder, source, sorted(models))
+        triton.arrange(folder, source, sorted(models))
     facts: dict[str, Any] = {"opset": OPSET, "operators": nodes, "options": vars(options)}
     if options.accuracy_level == 4 and "MatMulNBits" in nodes:
         why = "inputs of MatMulNBits rounded to int8 by block (accuracy_level 4)"
@@ -134,14 +148,14 @@ def _notes(source: Source, writer: Writer, options: Options) -> tuple[str, ...]:
 def read_back(folder: Path, source: Source) -> Iterator[tuple[str, Tensor]]:
     """Every packed layer, decoded with the onnx package and numpy."""
     del source
-    yield from onnx_read.weights(folder)
+    yield from read.weights(folder)
 
 
 def readme(folder: Path) -> list[str]:
     """How it is served and asked once."""
-    from export import onnx_readme
+    from export.onnxfile import readme as page
 
-    return onnx_readme.lines(folder)
+    return page.lines(folder)
 
 
 EXPORT = Format(
@@ -160,5 +174,6 @@ EXPORT = Format(
     read_back=read_back,
     readme=readme,
     acts=True,
-    kept=onnx_read.kept,
+    kept=read.kept,
+    operators=operators,
 )

@@ -30,8 +30,8 @@ from compress.core.errors import CompressError, MissingExtraError, MissingRuntim
 from compress.core.files import write_json
 from compress.core.types import FormatCaps
 from export import environments
-from export.formats._onnx_nbits import block_of
-from export.formats._whole import names_by_digest, write_whole
+from export.genai.nbits import block_of
+from export.genai.whole import names_by_digest, write_whole
 from export.kinds import ExportFormat, Report, Written
 from export.runtimes import _genai_builder
 from export.source import Coded, Source
@@ -101,7 +101,7 @@ def _misfit(coded: Coded) -> str | None:
 
 def write(source: Source, folder: Path, options: Options, report: Report) -> Written:
     """Build the graph in a folder aside, and write it with our codes into `folder`."""
-    from export.formats._onnx_graph import Rewriter
+    from export.genai.graph import Rewriter
 
     aside, built = folder / ".float", folder / ".built"
     try:
@@ -154,7 +154,7 @@ def read_back(folder: Path, source: Source) -> Iterator[tuple[str, Tensor]]:
 
     A layer that two operators share is read by both, and must be one; one that is cut is put together.
     """
-    from export.formats._onnx_graph import attributes, read
+    from export.genai.graph import attributes, read
 
     pieces: dict[str, dict[int, Array]] = {}
     for layer, start, node, held in read(folder / "model.onnx"):

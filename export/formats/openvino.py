@@ -30,7 +30,7 @@ from compress.core.files import write_json
 from compress.core.safetensors_file import Pending, write_file
 from compress.core.types import FormatCaps
 from export import environments
-from export.formats._whole import names_by_digest, write_whole
+from export.genai.whole import names_by_digest, write_whole
 from export.kinds import ExportFormat, Report, Written
 from export.runtimes import _openvino_builder
 from export.source import Coded, Source

@@ -1,11 +1,12 @@
-"""GPTQModel on the CPU: GPTQ checkpoints of every kind that we write (both zero conventions, 2, 3, 4 and 8 bits), by
-its
-own loader and its `torch` kernel, in its own environment.
+"""GPTQModel on the CPU: GPTQ checkpoints of 2, 3, 4 and 8 bits, symmetric ones and `gptq_v2`, by its own loader
+and its `torch` kernel, in its own environment.
 
 Its other CPU kernels are compiled when a model is first opened, for minutes on two cores, and round scales to bfloat16;
 this one takes float16 as the file has it. What it asks for is torch 2.14.1, a CUDA build of 6 GB, and runs with the one
 that we have: it is installed alone. Source: gptqmodel/nn_modules/qlinear/torch.py, requirements.txt, __init__.py
 (GPTQMODEL_CPU_WORKERS: with one worker, its default on two cores, it opens nothing) of version 7.7.0.
+TORCHDYNAMO_DISABLE:
+that kernel too is compiled, by g++, for each shape it meets; the same function runs as it is.
 """
 
 from __future__ import annotations
@@ -90,11 +91,22 @@ class Session:
 
 
 def _refuses(config: Mapping[str, Any]) -> str | None:
-    """It is asked for text here."""
+    """It is asked for text here; and zero - 1 it believes its own writer only (models/loader.py: "only supported if
+    produced by gptqmodel version >= 0.9.0", which `meta.quantizer` says)."""
     name = (config.get("architectures") or [""])[0]
-    return (
-        None if name.endswith(("ForCausalLM", "LMHeadModel")) else f"{name or 'a model without a name'} writes no text"
-    )
+    if not name.endswith(("ForCausalLM", "LMHeadModel")):
+        return f"{name or 'a model without a name'} writes no text"
+    said = config.get("quantization_config") or {}
+    if (
+        not said.get("sym")
+        and said.get("checkpoint_format") == "gptq"
+        and not (said.get("meta") or {}).get("quantizer")
+    ):
+        return (
+            "it opens zero points stored as zero - 1 only where GPTQModel wrote them; "
+            "export with --option gptq.checkpoint_format=gptq_v2"
+        )
+    return None
 
 
 RUNTIME = Runtime(
@@ -122,7 +134,7 @@ RUNTIME = Runtime(
         "torchao==0.18.0",
     ),
     alone=("gptqmodel==7.7.0",),
-    environment={"GPTQMODEL_CPU_WORKERS": "2", "HF_HUB_OFFLINE": "1"},
+    environment={"GPTQMODEL_CPU_WORKERS": "2", "HF_HUB_OFFLINE": "1", "TORCHDYNAMO_DISABLE": "1"},
     client=True,
     refuses=_refuses,
     notes=("2, 3, 4 and 8 bits, symmetric or not, by its torch kernel in float16",),

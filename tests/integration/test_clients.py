@@ -18,8 +18,7 @@ from export import environments, judge
 from export.source import Source
 from tests.exporting import InProcess, artifact, written
 from tests.faults import edit_json, reseal
-from tests.rebuild import run
-from tests.tiny import randomize, tiny_config, tiny_tokenizer
+from tests.integration.test_onnx import compressed
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -52,7 +51,10 @@ def test_a_pipeline_answers_what_the_reference_writes(base: Path, tmp_path: Path
     assert not of_client(asked(where, out, "transformers"))["passed"]
 
 
-def test_sampling_settings_of_the_file_do_not_change_the_answer(base: Path, tmp_path: Path) -> None:
+def test_sampling_settings_of_the_file_do_not_change_the_answer(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "static_lines", lambda *_: [{"check": "nothing", "runtime": "", "passed": True}])
     out = artifact("qwen2", base)
     where = written(out, "compressed-tensors", where=tmp_path / "x")[0]
     sampled = {"do_sample": True, "temperature": 5.0, "repetition_penalty": 3.0}
@@ -76,15 +78,7 @@ KINDS = {"BertForSequenceClassification": "text-classification", "BertForTokenCl
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_labels_are_those_of_the_reference(tmp_path: Path, kind: str) -> None:
-    config = tiny_config("bert")
-    config.id2label, config.label2id = {0: "A", 1: "B", 2: "C"}, {"A": 0, "B": 1, "C": 2}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = getattr(transformers, kind)(config)
-        randomize(model)
-    model.save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
-    out = run("bert", tmp_path / "model", tmp_path / "out", bits=8, method="rtn").out
+    out = compressed(kind, tmp_path, bits=8, method="rtn")
     where = written(out, "compressed-tensors", where=tmp_path / "x")[0]
     line = of_client(asked(where, out, "transformers"))
     assert line["passed"], line

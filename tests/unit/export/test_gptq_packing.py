@@ -13,8 +13,8 @@ from compress.core.errors import ModelError
 from compress.core.numerics.affine import dequantize
 from compress.core.types import LayerRef, QTensor, Scheme
 from export.formats import gptq
-from export.formats._gptq_kernels import in_vllm, kernel, kernel_notes
-from export.formats._gptq_read import rule, unpack
+from export.gptq.kernels import in_vllm, kernel, kernel_notes
+from export.gptq.read import rule, unpack
 from export.source import Coded
 
 ROWS, COLUMNS = 32, 64

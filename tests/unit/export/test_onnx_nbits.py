@@ -11,8 +11,8 @@ from onnx import TensorProto, helper
 
 from compress.core.numerics.affine import dequantize
 from compress.core.types import QTensor, Scheme
-from export.formats._onnx_nbits import block_of, pack
 from export.formats.onnx_genai import _values
+from export.genai.nbits import block_of, pack
 
 
 def drawn(bits: int, group: int, symmetric: bool, shape: tuple[int, int]) -> QTensor:

@@ -18,10 +18,11 @@ from torch import Tensor
 from compress.core.numerics.activation import Grid, fake_quantize, integer_linear, static_grid
 from compress.core.numerics.affine import dequantize
 from compress.core.types import ActScheme, LayerRef, QTensor, Scheme
-from export import onnx_file, onnx_read
 from export.formats import onnx as form
-from export.onnx_graph import DOMAIN, OPSET
-from export.onnx_rewrite import Writer, block_size, pack_row, rewrite
+from export.onnxfile import file as onnx_file
+from export.onnxfile import read as onnx_read
+from export.onnxfile.graph import DOMAIN, OPSET
+from export.onnxfile.rewrite import Writer, block_size, pack_row, rewrite
 from export.source import Coded
 
 TOKEN = ActScheme("token", True, True)

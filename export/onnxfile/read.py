@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.onnx_file import Array, OnnxFile, attribute, unpacked
+from export.onnxfile.file import Array, OnnxFile, attribute, unpacked
 from export.source import Source
 
 BLOCKS = ("MatMulNBits",)

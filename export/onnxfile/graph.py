@@ -2,7 +2,7 @@
 
 While the model is traced, every linear layer and every token embedding is one node of the domain `compress` that
 carries the layer's name instead of a weight. So no weight is folded, transposed or renamed on the way, the codes of a
-layer go exactly where the layer was (`export.onnx_rewrite`), and the big matrices are never in memory here.
+layer go exactly where the layer was (`export.onnxfile.rewrite`), and the big matrices are never in memory here.
 """
 
 from __future__ import annotations

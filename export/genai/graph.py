@@ -22,8 +22,8 @@ from compress.core.errors import CompressError
 from compress.core.files import atomic_write
 from compress.core.numerics.affine import dequantize
 from compress.core.types import QTensor
-from export.formats._onnx_nbits import NBits, pack
-from export.formats._whole import digest
+from export.genai.nbits import NBits, pack
+from export.genai.whole import digest
 
 GRAPH, DATA = "model.onnx", "model.onnx.data"
 MARK, ROWS = "compress.layer", "compress.rows"

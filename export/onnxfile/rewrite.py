@@ -23,7 +23,7 @@ from torch import Tensor
 from compress.core.numerics.activation import Grid
 from compress.core.numerics.affine import symmetric_zero
 from compress.core.types import QTensor
-from export.onnx_graph import DOMAIN, EMBEDDING
+from export.onnxfile.graph import DOMAIN, EMBEDDING
 from export.source import Coded, Source
 
 MS = "com.microsoft"
@@ -96,7 +96,7 @@ def rewrite(made: Any, writer: Writer) -> None:
     made.graph.initializer.extend(tensor for tensor in kept if tensor.name in read)
     made.graph.initializer.extend(writer.initializers.values())
     domains = {node.domain for node in nodes} - {""}
-    from export.onnx_graph import OPSET
+    from export.onnxfile.graph import OPSET
 
     made.opset_import.extend([helper.make_opsetid("", OPSET), *(helper.make_opsetid(d, 1) for d in sorted(domains))])
 

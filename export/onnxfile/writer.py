@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.onnx_graph import Traced, skeleton, trace
-from export.onnx_rewrite import Writer, rewrite
+from export.onnxfile.graph import Traced, skeleton, trace
+from export.onnxfile.rewrite import Writer, rewrite
 from export.source import Source
 
 ENCODER, DECODER, WITH_PAST = "encoder_model.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx"

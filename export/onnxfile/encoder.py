@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.onnx_graph import Traced, skeleton, trace
-from export.onnx_rewrite import Writer, rewrite
+from export.onnxfile.graph import Traced, skeleton, trace
+from export.onnxfile.rewrite import Writer, rewrite
 from export.source import Source
 
 ROWS, LENGTH = 2, 12

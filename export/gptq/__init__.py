@@ -1,0 +1,1 @@
+"""GPTQ checkpoints: how they are read, and which kernels run them."""
