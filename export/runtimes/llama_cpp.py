@@ -36,7 +36,8 @@ class Session:
         self.context = self._context()
         self.position = 0
         decoder = self.kind == "decoder"
-        self.vocabulary = int(llama_cpp.llama_vocab_n_tokens(self.vocab)) if decoder else 0
+        self.tokens = int(llama_cpp.llama_vocab_n_tokens(self.vocab))
+        self.vocabulary = self.tokens if decoder else 0
         self.width = self.vocabulary or int(llama_cpp.llama_model_n_embd(self.model))
 
     def run(self, inputs: Mapping[str, Any]) -> Any:
