@@ -259,8 +259,8 @@ def readme(folder: Path) -> list[str]:
         ]
     return [
         "```python",
-        "from gptqmodel import GPTQModel",
-        "model = GPTQModel.load('.')",
+        "from gptqmodel import BACKEND, GPTQModel",
+        "model = GPTQModel.load('.')   # without a GPU: GPTQModel.load('.', device='cpu', backend=BACKEND.GPTQ_TORCH)",
         "messages = [{'role': 'user', 'content': 'Name three fruits, please.'}]",
         "ids = model.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors='pt')",
         "print(model.tokenizer.decode(model.generate(input_ids=ids, max_new_tokens=100)[0]))",
