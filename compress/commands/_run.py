@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from compress.core.errors import CompressError, Interrupted, StorageError
 
@@ -71,10 +71,20 @@ class Command(TyperCommand):
         if self.kind:
             from compress.commands._options import method_options
 
-            formatter.write("\nMethods, and their options with defaults (--option NAME=VALUE):\n")
+            what = "Formats" if self.kind == "format" else "Methods"
+            formatter.write(f"\n{what}, and their options with defaults (--option NAME=VALUE):\n")
             with formatter.indentation():
                 for line in method_options(self.kind):
                     formatter.write_text(line)
+        formatter.write("\n" + "".join(f"{line}\n" for line in (self.epilog or "").splitlines()))
+
+
+class Group(TyperGroup):
+    """A command of commands whose --help ends in `epilog` as it was written."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the examples, unwrapped."""
+        del ctx
         formatter.write("\n" + "".join(f"{line}\n" for line in (self.epilog or "").splitlines()))
 
 

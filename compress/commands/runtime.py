@@ -13,6 +13,7 @@ EXAMPLES = _run.epilog(
     "compress runtime remove llama.cpp",
 )
 _app = typer.Typer(
+    cls=_run.Group,
     help=_run.summary(__doc__), no_args_is_help=True, add_completion=False, rich_markup_mode=None, epilog=EXAMPLES
 )
 
@@ -29,7 +30,14 @@ def show(json: bool = _run.JSON, quiet: bool = _run.QUIET, verbose: bool = _run.
     with _run.errors_as_sentences(output):
         from export import environments
 
-        for place in environments.places():
+        if output.json:
+            from compress.core.types import RunRecord
+            from compress.pipeline.doctor import runtimes
+            from compress.report.record import dumps
+
+            typer.echo(dumps(RunRecord("runtime", {}, None, environment={"runtimes": runtimes()})))
+            return
+        for place in () if quiet else environments.places():
             where = str(place.interpreter) if place.interpreter else f"not installed: {place.install}"
             typer.echo(f"{place.name:<20} {place.version or '-':<12} {where}")
 

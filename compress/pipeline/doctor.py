@@ -47,7 +47,13 @@ def examine() -> dict[str, Any]:
         name: {"version": device.package_version(name), "for": purpose, "install": line}
         for name, (purpose, line) in OPTIONAL.items()
     }
-    found["runtimes"] = {
+    found["runtimes"] = runtimes()
+    return found
+
+
+def runtimes() -> dict[str, dict[str, Any]]:
+    """Every runtime: version, interpreter (None: not there), the line that installs it."""
+    return {
         place.name: {
             "version": place.version,
             "interpreter": str(place.interpreter) if place.interpreter else None,
@@ -55,7 +61,6 @@ def examine() -> dict[str, Any]:
         }
         for place in environments.places()
     }
-    return found
 
 
 def bench(say: Callable[[str, int, int], None]) -> dict[str, list[dict[str, Any]]]:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ _FUSED = {"q_proj": "qkv_proj", "gate_proj": "gate_up_proj"}
 class Options:
     """Settings of the format."""
 
-    checkpoint_format: str = AUTO  # auto, gptq (v1: stores zero - 1) or gptq_v2 (stores zero)
+    checkpoint_format: Literal["auto", "gptq", "gptq_v2"] = "auto"  # gptq stores zero - 1, gptq_v2 zero
 
 
 def refuses(source: Source, options: Options) -> str | None:
