@@ -1,4 +1,4 @@
-"""`compress export`: an artifact written for other runtimes, each file judged in the runtime it is for."""
+"""`compress export`: an artifact in other formats, judged in their runtimes."""
 
 from __future__ import annotations
 

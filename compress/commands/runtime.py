@@ -1,4 +1,4 @@
-"""`compress runtime`: the runtimes that exports are judged in, each in an environment of its own."""
+"""`compress runtime`: the runtimes that exports are judged in."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ EXAMPLES = _run.epilog(
 )
 _app = typer.Typer(
     cls=_run.Group,
-    help=_run.summary(__doc__), no_args_is_help=True, add_completion=False, rich_markup_mode=None, epilog=EXAMPLES
+    help=_run.summary(__doc__),
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    epilog=EXAMPLES,
 )
 
 

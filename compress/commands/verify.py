@@ -1,4 +1,4 @@
-"""`compress verify`: an export opened in its runtimes and compared with the compressed model in memory."""
+"""`compress verify`: an export in its runtimes, against the model in memory."""
 
 from __future__ import annotations
 

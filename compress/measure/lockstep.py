@@ -44,6 +44,7 @@ def measure_quality(
     total = len(pairs) * len(others)
     measurements: list[Measurement] = []
     with Worker.open(kinds[0].subject, worker_settings) as reference:
+        reference.description = kinds[0]  # a runtime's worker knows only what it opened
         for turn, kind in enumerate(others):
             name = kinds[0].subject if kind is None else kind.subject
             scores: list[DocumentScore | HiddenScore] = []

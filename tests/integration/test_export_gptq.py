@@ -143,7 +143,7 @@ def test_an_export_that_no_runtime_here_opens_is_not_verified(made: Make, tmp_pa
     found = verified(where, out)
     assert all(line["passed"] for line in found.lines)
     assert not found.passed
-    assert "symmetric" in found.missing[0]
+    assert "the runtime gptqmodel is not installed" in found.missing[0]  # and vLLM takes symmetric ones only
     assert not agrees(where, found)
 
 

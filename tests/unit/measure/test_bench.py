@@ -28,7 +28,7 @@ from tests.tiny import save_tiny, tiny_config
 class Here(Worker):
     """A worker without a process: requests go straight to the server, through JSON as they would."""
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, settings: WorkerSettings, export: Any = None) -> None:
         self.name, self.description = "", None
         self._server, self._replies = Server(), list[Any]()
         self._server.handle({"verb": "settings", "arguments": {"values": {**vars(settings), "threads": 1}}})
