@@ -27,4 +27,4 @@ def test_models_of_a_column_that_differ_are_told_apart() -> None:
 
 def test_reasons_name_no_layer_and_no_class() -> None:
     assert plainly("no graph for BertForMaskedLM; use onnx") == "no graph for such a model; use onnx"
-    assert plainly("/tmp/x/out: gone") == "out: gone"
+    assert plainly("/somewhere/x/out: gone") == "out: gone"
