@@ -13,7 +13,8 @@ from compress.core.errors import ModelError, RecipeError
 from compress.core.files import PART, atomic_write, read_pieces, write_json
 from compress.core.fingerprint import file_sha256
 from compress.core.journal import JOURNAL
-from compress.core.safetensors_file import Pending, TensorEntry, from_entry, read_header, write_file
+from compress.core.safetensors_file import TensorEntry, from_entry, read_header
+from compress.core.shards import write_sharded
 
 SIDE = "compress.codes."
 OWN = "compress."
@@ -59,33 +60,9 @@ def assemble(out: Path, parts: Iterable[Path], max_shard: int) -> None:
                 codes[name.removeprefix(SIDE)] = entry
             elif not name.startswith(OWN):
                 weights[name] = entry
-    _write_sharded(out, "model", weights, max_shard)
+    write_sharded(out, {name: from_entry(entry) for name, entry in weights.items()}, max_shard)
     if codes:
-        _write_sharded(out / "compress", "codes", codes, max_shard)
-
-
-def _write_sharded(folder: Path, stem: str, entries: dict[str, TensorEntry], max_shard: int) -> None:
-    shards: list[dict[str, Pending]] = [{}]
-    size = 0
-    for name, entry in entries.items():
-        if shards[-1] and size + entry.nbytes > max_shard:
-            shards.append({})
-            size = 0
-        shards[-1][name] = from_entry(entry)
-        size += entry.nbytes
-    if len(shards) == 1:
-        write_file(folder / f"{stem}.safetensors", shards[0])
-        return
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_file(folder / name, shard)
-        weight_map |= dict.fromkeys(shard, name)
-    total = sum(entry.nbytes for entry in entries.values())
-    write_json(
-        folder / f"{stem}.safetensors.index.json",
-        {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))},
-    )
+        write_sharded(out / "compress", {n: from_entry(e) for n, e in codes.items()}, max_shard, "codes")
 
 
 def companions(source: Path, out: Path) -> list[Path]:

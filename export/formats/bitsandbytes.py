@@ -31,9 +31,9 @@ from compress.core.files import write_json
 from compress.core.numerics.affine import dequantize, symmetric_zero
 from compress.core.numerics.codebook import TABLES
 from compress.core.safetensors_file import Pending, TensorEntry, from_entry, pending, read_tensor
+from compress.core.shards import write_sharded
 from compress.core.types import FormatCaps, QTensor, Scheme
 from export.kinds import ExportFormat, Report, Written
-from export.shards import write_sharded
 from export.source import Coded, Source
 
 CAPS = FormatCaps(

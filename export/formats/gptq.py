@@ -37,11 +37,11 @@ from compress.core.files import write_json
 from compress.core.numerics.affine import dequantize, symmetric_zero
 from compress.core.numerics.packing import pack_int32
 from compress.core.safetensors_file import Pending, from_entry, pending
+from compress.core.shards import write_sharded
 from compress.core.types import FormatCaps, QTensor, Scheme
 from export.gptq.kernels import kernel_notes
 from export.gptq.read import kept, read_back
 from export.kinds import ExportFormat, Report, Written
-from export.shards import write_sharded
 from export.source import Coded, Source
 
 V1, V2, AUTO = "gptq", "gptq_v2", "auto"

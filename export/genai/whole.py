@@ -11,8 +11,8 @@ from torch import Tensor
 from compress.core.files import atomic_write, read_pieces, write_json
 from compress.core.numerics.affine import dequantize
 from compress.core.safetensors_file import Pending
+from compress.core.shards import write_sharded
 from export.kinds import Report
-from export.shards import write_sharded
 from export.source import Source
 
 

@@ -141,7 +141,7 @@ def test_weights_too_large_for_one_file_get_an_index(tmp_path: Path) -> None:
 
     from compress.core.checkpoint import read_index
     from compress.core.safetensors_file import pending, read_tensor
-    from export.shards import write_sharded
+    from compress.core.shards import write_sharded
 
     tensors = {f"t{n}": torch.full((10,), float(n)) for n in range(5)}
     write_sharded(tmp_path, {name: pending(tensor) for name, tensor in tensors.items()}, limit=100)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from compress.core.checkpoint import INDEX, SINGLE
 from compress.core.files import write_json
 from compress.core.safetensors_file import Pending, write_file
 
 LIMIT = 5_000_000_000
 
 
-def write_sharded(folder: Path, tensors: Mapping[str, Pending], limit: int = LIMIT) -> None:
+def write_sharded(folder: Path, tensors: Mapping[str, Pending], limit: int = LIMIT, stem: str = "model") -> None:
     """Write `tensors` in their order, one in memory at a time, no file above `limit` bytes unless one tensor is.
+
+    stem: how the files are called.
 
     Raises StorageError when the disk is full.
     """
@@ -26,12 +27,13 @@ def write_sharded(folder: Path, tensors: Mapping[str, Pending], limit: int = LIM
         shards[-1][name] = item
         size += item.nbytes
     if len(shards) == 1:
-        write_file(folder / SINGLE, shards[0])
+        write_file(folder / f"{stem}.safetensors", shards[0])
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
         write_file(folder / name, shard)
         weight_map |= dict.fromkeys(shard, name)
     total = sum(item.nbytes for item in tensors.values())
-    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    told = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    write_json(folder / f"{stem}.safetensors.index.json", told)
