@@ -17,6 +17,16 @@ from export.runtimes import _worker
 PATIENCE_SECONDS = 900.0
 
 
+def worker_command(name: str) -> tuple[list[str], dict[str, str]]:
+    """What starts the worker of a runtime, and its environment. Raises MissingRuntimeError."""
+    where = environments.place(name)
+    if where.interpreter is None:
+        raise MissingRuntimeError(where.name, where.install)
+    environment = device.child_environment() if where.how == "own" else device.plain_environment()
+    environment |= {**environments.runtime(name).environment}
+    return [str(where.interpreter), str(_worker.__file__), where.name], environment
+
+
 class RuntimeProcess(Child):
     """An export, open in its runtime, in a process of its own; a context manager."""
 
@@ -24,15 +34,9 @@ class RuntimeProcess(Child):
         self, name: str, threads: int = 0, patience: float | None = PATIENCE_SECONDS, trusted: bool = False
     ) -> None:
         """Start the process. trusted: code that a model brings may be run. Raises MissingRuntimeError."""
-        where = environments.place(name)
-        if where.interpreter is None:
-            raise MissingRuntimeError(where.name, where.install)
-        own = where.how == "own"
-        environment = device.child_environment() if own else device.plain_environment()
-        environment |= {**environments.runtime(name).environment}
-        command = [str(where.interpreter), str(_worker.__file__), where.name]
-        super().__init__(command, environment, where.name, patience)
-        self.runtime, self.kind, self.vocabulary, self.normalised = where.name, "", 0, False
+        plain = environments.plain(name)
+        super().__init__(*worker_command(name), plain, patience)
+        self.runtime, self.kind, self.vocabulary, self.normalised = plain, "", 0, False
         try:
             self.threads = int(self.ask("settings", {"values": {"threads": threads, "trust_remote_code": trusted}}))
             self.version = str(self.ask("version", {}))

@@ -6,11 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.core import device
-from compress.core.errors import MissingRuntimeError, ModelError
+from compress.core.errors import ModelError
 from compress.core.registry import load
 from export import environments, folder
-from export.runtimes import _worker
+from export.client import worker_command
 
 
 @dataclass(frozen=True)
@@ -30,13 +29,7 @@ class Exported:
 
     def command(self) -> tuple[list[str], dict[str, str]]:
         """What starts the runtime's worker, and its environment. Raises MissingRuntimeError."""
-        where = environments.place(self.runtime)
-        if where.interpreter is None:
-            raise MissingRuntimeError(where.name, where.install)
-        own = where.how == "own"
-        environment = device.child_environment() if own else device.plain_environment()
-        environment |= {**environments.runtime(self.runtime).environment}
-        return [str(where.interpreter), str(_worker.__file__), where.name], environment
+        return worker_command(self.runtime)
 
 
 def exported(subject: str) -> Exported | None:
@@ -44,8 +37,10 @@ def exported(subject: str) -> Exported | None:
 
     Raises ModelError for a runtime that does not open it, and when none that does is installed.
     """
-    path, _, runtime = subject.rpartition("@") if "@" in subject else (subject, "", "")
-    where = Path(path).expanduser()
+    where, runtime = Path(subject).expanduser(), ""
+    if "@" in subject and not (where / folder.EXPORT).is_file():
+        path, _, runtime = subject.rpartition("@")
+        where = Path(path).expanduser()
     if not (where / folder.EXPORT).is_file():
         return None
     told = folder.card(where)
