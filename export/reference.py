@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from compress.core.blocks import write_weight
 from compress.core.checkpoint import fill_tied
 from compress.core.errors import ModelError
-from compress.core.numerics.activation import Grid, fake_quantize
+from compress.core.numerics.activation import Coding, Grid, fake_quantize
 from compress.core.numerics.affine import dequantize
 from compress.core.types import ActScheme
 from export.runtimes._kind import Arithmetic
@@ -29,10 +29,10 @@ BLOCK = 32  # inputs that share a scale in ggml's int8 blocks
 class Reference:
     """The whole model in memory. packed: the layers whose codes the export holds; others are as OUT stores them.
 
-    acts: inputs that the artifact rounds to int8 are rounded here, in the layers of `packed`.
+    acts: how inputs that the artifact rounds to int8 are rounded here, in the layers of `packed`; None: not at all.
     """
 
-    def __init__(self, source: Source, packed: Collection[str], acts: bool = False) -> None:
+    def __init__(self, source: Source, packed: Collection[str], acts: Coding | None = None) -> None:
         """Load every weight: 4 bytes a parameter. Raises ModelError as `Checkpoint.load` does."""
         self.source, self.packed, self.acts = source, set(packed), acts
         self.model: Any = source.model
@@ -107,7 +107,8 @@ class Reference:
             scheme, grid = coded.activation, self.source.input_grid(name)
             if arithmetic.integers:
                 return None
-            return lambda _, given: (_acted(given[0], scheme, grid), *given[1:])
+            coding = self.acts
+            return lambda _, given: (_acted(given[0], scheme, grid, coding), *given[1:])
         if coded is not None and name in self.packed and arithmetic.coded == "int8-outliers":
             return lambda _, given: (rounded_but_outliers(given[0]), *given[1:])
         if coded is not None and name in self.packed and arithmetic.coded:
@@ -151,13 +152,13 @@ def rounded_but_outliers(x: Tensor, threshold: float = OUTLIER) -> Tensor:
     return torch.where(columns, rows.float(), codes * scale).to(x.dtype).reshape(x.shape)
 
 
-def _acted(x: Tensor, scheme: ActScheme, grid: Grid | None) -> Tensor:
-    """`x` as its int8 codes stand for it, by the artifact's own scheme."""
+def _acted(x: Tensor, scheme: ActScheme, grid: Grid | None, coding: Coding) -> Tensor:
+    """`x` as its int8 codes stand for it, by the artifact's own scheme and the format's rounding."""
     if x.numel() == 0:
         return x
     if scheme.dynamic and scheme.strategy == "tensor":  # every text as a batch of its own
-        return torch.cat([fake_quantize(text.float(), scheme) for text in torch.split(x, 1)]).to(x.dtype)
-    return fake_quantize(x.float(), scheme, grid).to(x.dtype)
+        return torch.cat([fake_quantize(text.float(), scheme, None, coding) for text in torch.split(x, 1)]).to(x.dtype)
+    return fake_quantize(x.float(), scheme, grid, coding).to(x.dtype)
 
 
 def _first(output: Any) -> Tensor:

@@ -110,7 +110,7 @@ def expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], sett
     reference = Reference(source, told["packed"], load("format", told["format"]).acts)
     exact = [reference.run(given) for given in inputs]
     kinds = {arithmetic_of(name, told) for name in runtimes}
-    if decoder and reference.acts and any(coded.activation for coded in source.coded.values()):
+    if decoder and reference.acts is not None and any(coded.activation for coded in source.coded.values()):
         kinds.add(ACTED)
     rounded = {kind: [reference.run(given, kind) for given in inputs] for kind in kinds if _rounds(kind)}
     prompt = sequences[0][:PROMPT].tolist()

@@ -63,7 +63,8 @@ def rows_of(source: Source, reference: Reference) -> tuple[Rows | None, str]:
             f"the task was not judged: {found.labelled.task.name} reads more outputs than runtimes are asked for",
         )
     found = _few(found, recipe)
-    task, acts = found.labelled.task, reference.acts and any(c.activation for c in source.coded.values())
+    task = found.labelled.task
+    acts = reference.acts is not None and any(c.activation for c in source.coded.values())
     if task.words:
         crf = read_crf(source.folder, found.context.labels)
         found = replace(found, context=replace(found.context, decode=crf.decode if crf is not None else None))

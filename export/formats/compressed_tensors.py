@@ -29,7 +29,7 @@ from torch import Tensor
 from compress.core.checkpoint import disk_parts
 from compress.core.errors import ModelError
 from compress.core.files import atomic_write, read_pieces
-from compress.core.numerics.activation import Grid
+from compress.core.numerics.activation import Grid, codes_of
 from compress.core.numerics.affine import symmetric_zero
 from compress.core.numerics.packing import pack_int32, pack_zero
 from compress.core.types import ActScheme, FormatCaps, LayerPlan, LayerRef, QTensor, Scheme, torch_dtype
@@ -304,5 +304,5 @@ EXPORT = ExportFormat(
     write=_write,
     read_back=_read_back,
     readme=_readme,
-    acts=True,
+    acts=codes_of,
 )

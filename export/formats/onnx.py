@@ -16,6 +16,7 @@ from torch import Tensor
 
 from compress.core.errors import MissingExtraError, RecipeError
 from compress.core.files import write_json
+from compress.core.numerics.activation import quantize_linear
 from compress.core.types import FormatCaps
 from export.kinds import ExportFormat as Format
 from export.kinds import Report, Written
@@ -173,7 +174,7 @@ EXPORT = Format(
     write=write,
     read_back=read_back,
     readme=readme,
-    acts=True,
+    acts=quantize_linear,
     kept=read.kept,
     operators=operators,
 )

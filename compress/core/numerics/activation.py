@@ -10,6 +10,7 @@ two correct implementations that differ in the last bit differ by as much as the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -77,10 +78,27 @@ def codes_of(x: Tensor, grid: Grid) -> Tensor:
     return scaled.clamp(LOW, HIGH).round()
 
 
-def fake_quantize(x: Tensor, scheme: ActScheme, grid: Grid | None = None) -> Tensor:
+def quantize_linear(x: Tensor, grid: Grid) -> Tensor:
+    """Codes of `x` on `grid` as ONNX's QuantizeLinear has them, otherwise as `codes_of`: the zero is added after
+    rounding.
+
+    Exact ties apart, the two differ where adding the zero in float32 makes a tie: a few values of a million, and each
+    moves what follows.
+    """
+    codes = (x / grid.scale).round()
+    if grid.zero is not None:
+        codes = codes + grid.zero
+    return codes.clamp(LOW, HIGH)
+
+
+Coding = Callable[[Tensor, Grid], Tensor]
+"""`codes_of` or another reading of the same grid"""
+
+
+def fake_quantize(x: Tensor, scheme: ActScheme, grid: Grid | None = None, coding: Coding = codes_of) -> Tensor:
     """`x` (..., I) float32 as its codes stand for it. grid: of a static scheme; dynamic schemes make their own."""
     grid = dynamic_grid(x, scheme) if grid is None else grid
-    codes = codes_of(x, grid)
+    codes = coding(x, grid)
     if grid.zero is not None:
         codes = codes - grid.zero
     return codes * grid.scale

@@ -53,6 +53,32 @@ def test_static_rounding_is_that_of_compressed_tensors(symmetric: bool) -> None:
     assert torch.equal(grid.scale.bfloat16().float(), grid.scale)
 
 
+def test_onnx_rounds_before_it_adds_the_zero() -> None:
+    """Against onnxruntime's QuantizeLinear, on values that the addition of the zero makes into ties."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from onnx import TensorProto, helper
+
+    scale = 2.0**-5
+    x = torch.cat([inputs().flatten(), -(torch.arange(500) * 2.0**-26 + 0.5) * scale]).reshape(1, -1)
+    grid = act.Grid(torch.tensor([scale]), torch.tensor([-126], dtype=torch.int8))
+    node = helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["codes"])
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(x.shape))],
+        [helper.make_tensor_value_info("codes", TensorProto.INT8, list(x.shape))],
+        [
+            helper.make_tensor("scale", TensorProto.FLOAT, [], [scale]),
+            helper.make_tensor("zero", TensorProto.INT8, [], [-126]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (theirs,) = session.run(None, {"x": x.numpy()})
+    assert torch.equal(act.quantize_linear(x, grid), torch.from_numpy(theirs).float())
+    assert not torch.equal(act.codes_of(x, grid), torch.from_numpy(theirs).float())
+
+
 def test_a_static_grid_covers_its_ends_and_zero() -> None:
     for low, high in ((-1.0, 3.0), (0.5, 2.0), (-4.0, -1.0)):
         for symmetric in (True, False):
