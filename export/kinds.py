@@ -38,10 +38,10 @@ class ExportFormat:
     and what can, None when it can; looks at names, shapes and schemes only. write: (source, folder, options, report)
     into an empty folder; the files that the tokenizer and server need lie there already. read_back: (folder, source) ->
     (layer, weight (O, I) float32) of every packed layer, by a reader that is not ours where there is one. readme:
-    (folder) -> lines that serve it and ask it once, Markdown. acts: how whoever opens the file rounds inputs that the artifact
-    rounds to int8, None where they are not rounded. kept: (folder, source) -> (name, as stored, as it should be) of what
-    else the file says in numbers: weights that stayed float, grids of inputs. operators: (source, options) -> names of
-    the runtime's operators (Runtime.probe) that do the work. writer: the runtime whose own
+    (folder) -> lines that serve it and ask it once, Markdown. acts: how whoever opens the file rounds inputs that the
+    artifact rounds to int8, None where they are not rounded. kept: (folder, source) -> (name, as stored, as it should
+    be) of what else the file says in numbers: weights that stayed float, grids of inputs. operators: (source, options)
+    -> names of the runtime's operators (Runtime.probe) that do the work. writer: the runtime whose own
     converter takes part in writing; without it nothing can be written.
     """
 
