@@ -81,6 +81,7 @@ def card(folder: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         names = dict(found["files"])
+        _ = [found[key] for key in ("format", "artifact", "packed", "facts")]
     except (OSError, ValueError, KeyError, TypeError):
         raise ModelError(f"{path} is damaged; run compress export again with --overwrite") from None
     for name in names:
