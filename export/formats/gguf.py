@@ -60,6 +60,7 @@ def refuses(source: Source, options: Options) -> str | None:
     try:
         list(named(source))
         vocabulary(source.folder, config.vocab_size, options.words)
+        architecture.pooling(source.folder)
     except RecipeError as error:
         return str(error)
     except ImportError:

@@ -26,6 +26,7 @@ class Vocabulary:
     """kind: tokenizer.ggml.model. words: tokenizer.ggml.pre. tokens, types: one a row of the embedding.
 
     scores: of sentencepiece kinds. space_first: whether texts get a blank before them, None where that is not said.
+    lowercase, strip_accents: of WordPiece, None elsewhere.
     unlike: scripts that llama.cpp cuts otherwise, as Unicode names begin.
     """
 
@@ -35,6 +36,8 @@ class Vocabulary:
     types: list[int]
     scores: list[float] | None
     space_first: bool | None
+    lowercase: bool | None = None
+    strip_accents: bool | None = None
     unlike: tuple[str, ...] = ()
 
 
@@ -48,8 +51,10 @@ def vocabulary(folder: Path, rows: int, words: str = "") -> Vocabulary:
     tokens, types = _tokens(told, rows)
     if model["type"] == "WordPiece":
         marked = [_phantom(text, kind) for text, kind in zip(tokens, types, strict=True)]
+        lower, strip = _folded(told.get("normalizer"))
         # transformers takes accents off by decomposing text, and that takes Hangul apart; llama.cpp leaves it whole
-        return Vocabulary("bert", words or "bert-bge", marked, types, None, None, ("HANGUL",))
+        unlike = ("HANGUL",) if strip else ()
+        return Vocabulary("bert", words or "bert-bge", marked, types, None, None, lower, strip, unlike)
     if model["type"] != "BPE":
         raise RecipeError(f"a {model['type']} tokenizer is not written to GGUF here; BPE and WordPiece are")
     if _parts(told.get("decoder"), "ByteFallback") or model.get("byte_fallback"):
@@ -73,7 +78,12 @@ def _told(folder: Path) -> dict[str, Any]:
 
 def _tokens(told: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
     tokens, types = [f"[PAD{n}]" for n in range(rows)], [UNUSED] * rows
-    for text, number in told["model"]["vocab"].items():
+    vocab = told["model"]["vocab"]
+    if (last := max(vocab.values(), default=0)) >= rows:
+        raise RecipeError(
+            f"the tokenizer makes the id {last}, and the model has {rows} rows; one belongs to another model"
+        )
+    for text, number in vocab.items():
         tokens[number], types[number] = text, NORMAL
     for added in told.get("added_tokens", []):
         number = added["id"]
@@ -81,6 +91,15 @@ def _tokens(told: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
             continue
         tokens[number], types[number] = added["content"], CONTROL if added["special"] else USER_DEFINED
     return tokens, types
+
+
+def _folded(normalizer: dict[str, Any] | None) -> tuple[bool, bool]:
+    """Whether WordPiece reads text in lower case, and without accents: as the first unless that is said."""
+    parts = _parts(normalizer, "BertNormalizer")
+    if not parts:
+        return bool(_parts(normalizer, "Lowercase")), bool(_parts(normalizer, "StripAccents"))
+    lower, strip = bool(parts[0].get("lowercase")), parts[0].get("strip_accents")
+    return lower, lower if strip is None else bool(strip)
 
 
 def _phantom(text: str, kind: int) -> str:
@@ -160,5 +179,25 @@ def write_vocabulary(writer: Any, found: Vocabulary, folder: Path) -> None:
     writer.add_token_types(found.types)
     special = gguf.SpecialVocab(folder, load_merges=found.kind == "gpt2", n_vocab=len(found.tokens))
     special.add_to_gguf(writer, quiet=True)
+    free = [key for key in ("eot", "eom") if key not in special.special_token_ids]
+    told = set(special.special_token_ids.values())
+    for key, number in zip(free, (n for n in _ends(folder, found.tokens) if n not in told), strict=False):
+        getattr(writer, f"add_{key}_token_id")(number)
     if found.space_first is not None:
         writer.add_add_space_prefix(found.space_first)
+    for name, value in (("lowercase", found.lowercase), ("strip_accents", found.strip_accents)):
+        if value is not None:
+            writer.add_bool(f"tokenizer.ggml.normalizer.{name}", value)
+
+
+def _ends(folder: Path, tokens: list[str]) -> list[int]:
+    """Ids at which writing ends, by generation_config.json, else by config.json, without those that llama.cpp knows by
+    their text (llama-vocab.cpp, special_eog_ids)."""
+    known = json.loads(TABLE.read_text(encoding="utf-8"))["ends"]
+    for name in ("generation_config.json", "config.json"):
+        file = folder / name
+        told = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+        if told is not None:
+            several = told if isinstance(told, list) else [told]
+            return [number for number in several if number < len(tokens) and tokens[number] not in known]
+    return []
