@@ -12,7 +12,8 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from compress.core.errors import RecipeError
+from compress.core.errors import RecipeError, UsageError
+from compress.pipeline.expected import VerifySettings
 from compress.pipeline.export import ExportSettings, export
 from export.formats.gguf import Options
 from export.ggml.architecture import architecture_of, pooling, refuses, rope_factors, yarn_scale
@@ -57,6 +58,25 @@ def test_what_llama_cpp_cannot_hold_is_refused_before_work(
     with pytest.raises(RecipeError, match=because):
         export(out, ExportSettings(("gguf",)))
     assert not (out / "exports").exists()
+
+
+@pytest.mark.parametrize(
+    ("to", "options", "runtimes", "because"),
+    [
+        ("gguf", {"wrds": "x"}, (), "--option wrds is no option of these formats: gguf takes kept, words"),
+        ("gptq", {"gguf.words": "x"}, (), "gguf is not among --to"),
+        ("gguf", {"kept": "F13"}, (), "kept=F13 is unknown; use auto, F32, F16, BF16"),
+        ("", {}, (), "no format is named"),
+        ("gguf", {}, ("vllm",), "vllm does not open gguf; llama-cpp would"),
+    ],
+)
+def test_what_is_asked_for_wrongly_is_said_before_work(
+    to: str, options: dict[str, str], runtimes: tuple[str, ...], because: str, base: Path
+) -> None:
+    out = artifact("llama", base)
+    settings = ExportSettings(tuple(filter(None, [to])), options, verify=VerifySettings(runtimes))
+    with pytest.raises((UsageError, RecipeError), match=because):
+        export(out, settings)
 
 
 def test_llama_3_frequencies_are_those_of_transformers() -> None:
