@@ -18,6 +18,7 @@ from compress.core.errors import RecipeError
 
 TABLE = Path(__file__).with_name("vocabulary.json")
 BLANK = "\u2581"
+LEADING = "LEADING BLANKS"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 
@@ -27,7 +28,7 @@ class Vocabulary:
 
     scores: of sentencepiece kinds. space_first: whether texts get a blank before them, None where that is not said.
     lowercase, strip_accents: of WordPiece, None elsewhere.
-    unlike: scripts that llama.cpp cuts otherwise, as Unicode names begin.
+    unlike: what llama.cpp cuts otherwise: scripts, as Unicode names begin, and LEADING.
     """
 
     kind: str
@@ -58,7 +59,7 @@ def vocabulary(folder: Path, rows: int, words: str = "") -> Vocabulary:
     if model["type"] != "BPE":
         raise RecipeError(f"a {model['type']} tokenizer is not written to GGUF here; BPE and WordPiece are")
     if _parts(told.get("decoder"), "ByteFallback") or model.get("byte_fallback"):
-        return _pieces(told, tokens, types)
+        return _pieces(told, tokens, types, _chats(folder))
     return Vocabulary("gpt2", words or _words(told), tokens, types, None, None)
 
 
@@ -109,8 +110,25 @@ def _phantom(text: str, kind: int) -> str:
     return text[2:] if text.startswith("##") else BLANK + text
 
 
-def _pieces(told: dict[str, Any], tokens: list[str], types: list[int]) -> Vocabulary:
-    """BPE over blanks and raw bytes, as sentencepiece made it: a merge's rank is what its score was."""
+def _chats(folder: Path) -> bool:
+    """Whether there is a chat template."""
+    config = folder / "tokenizer_config.json"
+    said = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    return bool(said.get("chat_template")) or (folder / "chat_template.jinja").is_file()
+
+
+def _pieces(told: dict[str, Any], tokens: list[str], types: list[int], chats: bool) -> Vocabulary:
+    """BPE over blanks and raw bytes, as sentencepiece made it: a merge's rank is what its score was.
+
+    llama.cpp puts a blank before every text, and before every one that follows a special token, as the normalizer
+    Prepend does. Metaspace leaves texts alone that begin with one; its `first` puts none after special tokens.
+    """
+    scheme = next((part.get("prepend_scheme") for part in _parts(told.get("pre_tokenizer"), "Metaspace")), "never")
+    if scheme == "first" and chats:
+        raise RecipeError(
+            "llama.cpp puts a blank before what follows a special token, and this tokenizer does not (Metaspace, "
+            "prepend_scheme first): its chats would be others; use onnx-genai or compressed-tensors"
+        )
     model = told["model"]
     scores = [0.0] * len(tokens)
     number_of = model["vocab"]
@@ -124,12 +142,9 @@ def _pieces(told: dict[str, Any], tokens: list[str], types: list[int]) -> Vocabu
             types[number] = UNKNOWN
         elif types[number] == NORMAL and len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
             types[number] = BYTE
-    first = bool(_parts(told.get("normalizer"), "Prepend")) or _metaspace_first(told.get("pre_tokenizer"))
-    return Vocabulary("llama", "default", tokens, types, scores, first)
-
-
-def _metaspace_first(told: dict[str, Any] | None) -> bool:
-    return any(part.get("prepend_scheme", "never") != "never" for part in _parts(told, "Metaspace"))
+    first = bool(_parts(told.get("normalizer"), "Prepend")) or scheme != "never"
+    unlike = () if scheme == "never" else (LEADING,)
+    return Vocabulary("llama", "default", tokens, types, scores, first, unlike=unlike)
 
 
 def _parts(told: dict[str, Any] | None, kind: str) -> list[dict[str, Any]]:

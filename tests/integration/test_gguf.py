@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from compress.core.errors import RecipeError, UsageError
 from compress.pipeline.expected import VerifySettings
 from compress.pipeline.export import ExportSettings, export
+from compress.pipeline.probe import texts_of
 from export.formats.gguf import Options
 from export.ggml.architecture import architecture_of, pooling, refuses, rope_factors, yarn_scale
 from export.ggml.vocabulary import vocabulary, write_vocabulary
@@ -164,6 +165,30 @@ def test_wordpiece_says_whether_it_reads_lower_case(
     assert found.tokens[5:] == ["\u2581a", "b", "[PAD7]"]
     with pytest.raises(RecipeError, match="makes the id 6, and the model has 5 rows"):
         vocabulary(tmp_path, 5)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "chats", "unlike"),
+    [("never", True, ()), ("always", True, ("LEADING BLANKS",)), ("first", False, ("LEADING BLANKS",))],
+)
+def test_blanks_before_texts_are_said(scheme: str, chats: bool, unlike: tuple[str, ...], tmp_path: Path) -> None:
+    words = {word: number for number, word in enumerate(("<unk>", "</s>", "\u2581", "a", "\u2581a"))}
+    core = Tokenizer(models.BPE(words, [("\u2581", "a")], unk_token="<unk>", byte_fallback=True))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    made = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="</s>")
+    made.chat_template = "{{ messages[0]['content'] }}" if chats else None
+    made.save_pretrained(tmp_path)
+    found = vocabulary(tmp_path, 8)
+    assert (found.space_first, found.unlike) == (scheme != "never", unlike)
+    assert found.scores is not None
+    assert found.scores[4] == -1.0
+    tried = texts_of(made, [], found.unlike)
+    assert len(tried) == len(texts_of(made, []))
+    assert any(text.startswith(" ") for text in tried) == (not unlike)
+    if scheme == "first":
+        (tmp_path / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+        with pytest.raises(RecipeError, match=r"llama\.cpp puts a blank before what follows a special token"):
+            vocabulary(tmp_path, 8)
 
 
 def test_several_end_tokens_are_told(tmp_path: Path) -> None:
