@@ -19,11 +19,14 @@ from pathlib import Path
 from compress.core import device
 from compress.core.errors import CompressError, UsageError
 from compress.core.files import write_json
+from compress.core.lock import hold
 from compress.core.registry import load, names
 from export.runtimes._kind import Runtime
 
 READY = "ready.json"
 NAMED = "interpreters.json"
+DIGITS = 8
+"""Of the digest of its packages, in the name of an environment."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def place(name: str) -> Place:
     """Where the runtime `name` is, if it is anywhere."""
     name = plain(name)
     kind = runtime(name)
-    if (named := _named().get(name)) is not None:
+    if (named := _named().get(name)) is not None and Path(named).is_file():
         return Place(name, Path(named), _version_there(Path(named), kind), "named", f"compress runtime install {name}")
     if not kind.packages:
         version = device.package_version(kind.distribution)
@@ -99,8 +102,17 @@ def install(name: str, say: Callable[[str], None]) -> Place:
     if (found := place(name)).interpreter is not None:
         return found
     home = _home(name, kind)
-    shutil.rmtree(home, ignore_errors=True)
     home.parent.mkdir(parents=True, exist_ok=True)
+    with hold(home.parent, wait=True):  # two that install would delete each other's half
+        if (found := place(name)).interpreter is None:
+            _make(name, kind, home, say)
+            found = place(name)
+    return found
+
+
+def _make(name: str, kind: Runtime, home: Path, say: Callable[[str], None]) -> None:
+    """The environment `home`, whole or not at all."""
+    shutil.rmtree(home, ignore_errors=True)
     try:
         say(f"{name}: a new environment in {home}")
         _run([sys.executable, "-m", "venv", str(home)], {})
@@ -119,7 +131,6 @@ def install(name: str, say: Callable[[str], None]) -> Place:
     except BaseException:
         shutil.rmtree(home, ignore_errors=True)
         raise
-    return place(name)
 
 
 def use(name: str, interpreter: Path) -> Place:
@@ -139,15 +150,14 @@ def use(name: str, interpreter: Path) -> Place:
 def remove(name: str) -> bool:
     """Delete a runtime's environment, and forget an interpreter named for it; whether there was anything."""
     name = plain(name)
-    kind = runtime(name)
+    runtime(name)  # a name that none has is an error
     there = _named()
     had = there.pop(name, None) is not None
     if had:
         write_json(folder() / NAMED, there)
-    for home in folder().glob(f"{name}-*"):
-        if home.name == _home(name, kind).name or (home / "pyvenv.cfg").is_file():
-            shutil.rmtree(home)
-            had = True
+    for home in folder().glob(f"{name}-{'[0-9a-f]' * DIGITS}"):  # no longer name's
+        shutil.rmtree(home)
+        had = True
     return had
 
 
@@ -169,7 +179,7 @@ def _home(name: str, kind: Runtime) -> Path:
     what = json.dumps(
         [kind.packages, kind.unwanted, dict(kind.build), sys.version_info[:2], *([kind.alone] if kind.alone else [])]
     )
-    return folder() / f"{name}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
+    return folder() / f"{name}-{hashlib.sha256(what.encode()).hexdigest()[:DIGITS]}"
 
 
 def _python(home: Path) -> Path:

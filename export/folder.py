@@ -33,7 +33,7 @@ def write(
     Raises OutputError when something else lies there, StorageError when the disk is full.
     """
     check(folder, overwrite)
-    aside = folder.with_name(f".{folder.name}.part")
+    aside, old = (folder.with_name(f".{folder.name}.{what}") for what in ("part", "old"))
     shutil.rmtree(aside, ignore_errors=True)
     try:
         with storage_errors(folder):
@@ -44,10 +44,13 @@ def write(
             written = fill(aside)
         atomic_write(aside / "README.md", ["\n".join(_readme(source, name, form, aside, written)).encode() + b"\n"])
         write_json(aside / EXPORT, _card(source, name, folder, aside, written))
-        shutil.rmtree(folder, ignore_errors=True)
         with storage_errors(folder):
+            shutil.rmtree(old, ignore_errors=True)
+            if folder.exists():  # renamed and then deleted: a kill leaves a whole export, or none
+                folder.replace(old)
             aside.replace(folder)
             sync_folder(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -55,8 +58,11 @@ def write(
 
 
 def check(folder: Path, overwrite: bool) -> None:
-    """Raises OutputError when `folder` holds something that is no export, or an export that may not be replaced."""
-    if not folder.exists() or not any(folder.iterdir()):
+    """Raises OutputError when `folder` holds something that is no export, or an export that may not be replaced, or is
+    where the program itself stands: it is replaced as a whole."""
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise OutputError(f"{folder} is the folder you are in, which is replaced as a whole; name another with --out")
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / EXPORT).is_file():
         raise OutputError(f"{folder} holds something that is no export; move it, or export to another folder")
@@ -75,6 +81,7 @@ def card(folder: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         names = dict(found["files"])
+        _ = [found[key] for key in ("format", "artifact", "packed", "facts")]
     except (OSError, ValueError, KeyError, TypeError):
         raise ModelError(f"{path} is damaged; run compress export again with --overwrite") from None
     for name in names:

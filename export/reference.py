@@ -20,7 +20,7 @@ from compress.core.numerics.activation import Coding, Grid, fake_quantize
 from compress.core.numerics.affine import dequantize
 from compress.core.types import ActScheme
 from export.runtimes._kind import Arithmetic
-from export.source import Source
+from export.source import Coded, Source
 
 OUTLIER = 6.0  # llm_int8_threshold
 BLOCK = 32  # inputs that share a scale in ggml's int8 blocks
@@ -102,23 +102,30 @@ class Reference:
         weight = getattr(module, "weight", None)
         if isinstance(module, nn.Embedding) or not isinstance(weight, Tensor) or weight.dim() != 2:
             return None
-        coded = self.source.coded.get(name)
-        if coded is not None and name in self.packed and coded.activation is not None and self.acts:
+        coded = self._coded(name)
+        if coded is not None and coded.activation is not None and self.acts:
             scheme, grid = coded.activation, self.source.input_grid(name)
             if arithmetic.integers:
                 return None
             coding = self.acts
             return lambda _, given: (_acted(given[0], scheme, grid, coding), *given[1:])
-        if coded is not None and name in self.packed and arithmetic.coded == "int8-outliers":
+        if coded is not None and arithmetic.coded == "int8-outliers":
             return lambda _, given: (rounded_but_outliers(given[0]), *given[1:])
-        if coded is not None and name in self.packed and arithmetic.coded:
+        if coded is not None and arithmetic.coded:
             size = BLOCK if arithmetic.coded == "int8-32" else coded.scheme.group_size
             narrow = arithmetic.coded == "int8-32"
             return lambda _, given: (rounded_by_blocks(given[0], size, narrow), *given[1:])
-        if (coded is None or name not in self.packed) and arithmetic.dense:
+        if coded is None and arithmetic.dense:
             through = getattr(torch, arithmetic.dense)
             return lambda _, given: (given[0].to(through).to(given[0].dtype), *given[1:])
         return None
+
+    def _coded(self, name: str) -> Coded | None:
+        """The codes that the module `name` multiplies by in the export: a tied head has those of the embedding."""
+        head, found = self.source.structure.head, self.source.coded.get(name)
+        if found is None and head is not None and head.name == name and head.tied_to is not None:
+            found = self.source.by_param.get(head.tied_to) or self.source.by_param.get(head.param)
+        return found if found is not None and found.layer.name in self.packed else None
 
 
 def rounded_by_blocks(x: Tensor, size: int, narrow: bool) -> Tensor:

@@ -35,7 +35,8 @@ class Exported:
 def exported(subject: str) -> Exported | None:
     """The export that `subject` names; None when it names something else.
 
-    Raises ModelError for a runtime that does not open it, and when none that does is installed.
+    Raises ModelError for a runtime that does not open it. One that is not installed is named nonetheless: `command`
+    says how to get it.
     """
     where, runtime = Path(subject).expanduser(), ""
     if "@" in subject and not (where / folder.EXPORT).is_file():

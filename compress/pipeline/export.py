@@ -19,7 +19,7 @@ from compress.pipeline.limits import formats_of
 from compress.pipeline.preflight import slower
 from compress.pipeline.verify import Verified, exported, raise_if_wrong, verify
 from compress.recipe import Recipe
-from export import folder
+from export import environments, folder
 from export.kinds import ExportFormat
 from export.source import Source
 
@@ -58,7 +58,8 @@ def export(artifact: Path, settings: ExportSettings, hooks: Hooks | None = None)
     hooks, stages = hooks or Hooks(), Stages()
     quiet_libraries()
     source = Source(artifact, settings.verify.trust_remote_code)
-    jobs = [_job(name, source, settings) for name in dict.fromkeys(settings.to)]
+    jobs = [_job(name, source, settings) for name in dict.fromkeys(map(environments.plain, settings.to))]
+    _check(settings, jobs)
     refused = [f"{job.name}: {because}" for job in jobs if (because := job.form.refuses(source, job.options))]
     if refused:
         raise RecipeError(f"{artifact} cannot be exported to {'; '.join(refused)}")
@@ -96,21 +97,39 @@ def export(artifact: Path, settings: ExportSettings, hooks: Hooks | None = None)
 
 
 def _job(name: str, source: Source, settings: ExportSettings) -> Job:
-    plain = name.replace("_", "-").lower()
-    form: ExportFormat = load("format", plain)
+    form: ExportFormat = load("format", name)
     known = {f.name for f in dataclasses.fields(form.options)}
     given = {}
     for key, value in settings.options.items():
         of, _, option = key.rpartition(".")
         if of and of not in names("format"):
             raise UsageError(f"--option {key}: no format is called {of}; there is {', '.join(names('format'))}")
-        if of == plain or (not of and option in known):
+        if of == name or (not of and option in known):
             given[option] = value
-    taken = convert_options(form.options, given, plain)
-    where = settings.out if settings.out is not None else folder.home(source.folder, plain)
+    taken = convert_options(form.options, given, name)
+    where = settings.out if settings.out is not None else folder.home(source.folder, name)
     if settings.out is not None and len(settings.to) > 1:
-        where = settings.out / plain
-    return Job(plain, form, taken, where)
+        where = settings.out / name
+    return Job(name, form, taken, where)
+
+
+def _check(settings: ExportSettings, jobs: list[Job]) -> None:
+    """Raises UsageError for no format at all, for an option that none of them takes, and for runtimes that open none of
+    one."""
+    if not jobs:
+        raise UsageError(f"no format is named; --to takes {', '.join(names('format'))}")
+    known = {job.name: [field.name for field in dataclasses.fields(job.form.options)] for job in jobs}
+    for key in settings.options:
+        of, _, option = key.rpartition(".")
+        if of and of not in known:
+            raise UsageError(f"--option {key}: {of} is not among --to ({', '.join(known)})")
+        if not of and not any(option in taken for taken in known.values()):
+            there = "; ".join(f"{name} takes {', '.join(taken) or 'none'}" for name, taken in known.items())
+            raise UsageError(f"--option {key} is no option of these formats: {there}")
+    asked = [environments.place(name).name for name in settings.verify.runtimes]
+    for job in jobs if asked else ():
+        if not set(asked) & set(job.form.runtimes):
+            raise UsageError(f"{', '.join(asked)} does not open {job.name}; {', '.join(job.form.runtimes)} would")
 
 
 def and_exports(record: RunRecord, recipe: Recipe, hooks: Hooks) -> tuple[RunRecord, list[Exception]]:

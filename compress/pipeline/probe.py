@@ -15,6 +15,7 @@ from calibrate.data import DataSettings, prepare
 from compress.core.files import write_json
 from compress.core.types import TokenSet
 from compress.pipeline.inputs import load_tokenizer
+from export.ggml.vocabulary import LEADING
 from export.source import Source
 
 PROBE = Path("compress") / "probe.json"
@@ -54,10 +55,18 @@ def read_probe(out: Path, limit: int) -> list[Tensor]:
 def texts_of(tokenizer: Any, sequences: list[Tensor], unlike: Sequence[str] = ()) -> list[str]:
     """Texts to try tokenizers on: those above, and the probe's own.
 
-    unlike: scripts, as Unicode names begin (`HANGUL`), that the runtime is known, and said, to cut otherwise.
+    unlike: what the runtime is known, and said, to cut otherwise: scripts, as Unicode names begin (`HANGUL`), LEADING.
     """
-    tried = [text for text in TEXTS if not any(unicodedata.name(c, "").startswith(tuple(unlike)) for c in text)]
-    return [*(tried if unlike else TEXTS), *(tokenizer.decode(ids, skip_special_tokens=True) for ids in sequences)]
+    scripts = tuple(name for name in unlike if name != LEADING)
+    texts = [*TEXTS, *(tokenizer.decode(ids, skip_special_tokens=True) for ids in sequences)]
+    if LEADING in unlike:
+        texts = [text.lstrip(" ") for text in texts]
+    tried = [text for text in texts[: len(TEXTS)] if not any(_named(c).startswith(scripts) for c in text)]
+    return [*(tried if scripts else texts[: len(TEXTS)]), *texts[len(TEXTS) :]]
+
+
+def _named(character: str) -> str:
+    return unicodedata.name(character, "")
 
 
 def end_tokens(source: Source, tokenizer: Any) -> set[int]:

@@ -27,11 +27,11 @@ class _StandIn(nn.Module):
         return SimpleNamespace(logits=found, last_hidden_state=found)
 
     def generate(self, max_new_tokens: int, **told: Any) -> Tensor:
-        """What it writes for each row, (B, T), padded with the end token."""
+        """What it writes for each row, (B, T), padded with the end token, or with 0 where there is none."""
         inputs: Mapping[str, Tensor] = {name: value for name, value in told.items() if isinstance(value, Tensor)}
         rows = [torch.tensor(row, dtype=torch.int64) for row in self.process.write(inputs, max_new_tokens)]
         end = self.config.eos_token_id
-        padding = end[0] if isinstance(end, list) else end
+        padding = (end[0] if isinstance(end, list) else end) or 0
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
 
 

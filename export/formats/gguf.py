@@ -44,6 +44,8 @@ class Options:
 def refuses(source: Source, options: Options) -> str | None:
     """Why llama.cpp cannot hold or compute this artifact; None when it can."""
     config = source.checkpoint.config
+    if options.kept not in ("auto", *DTYPES.values()):
+        return f"kept={options.kept} is unknown; use auto, {', '.join(DTYPES.values())}"
     if (because := architecture.refuses(config, type(source.model).__name__)) is not None:
         return because
     for coded in source.coded.values():
@@ -60,6 +62,7 @@ def refuses(source: Source, options: Options) -> str | None:
     try:
         list(named(source))
         vocabulary(source.folder, config.vocab_size, options.words)
+        architecture.pooling(source.folder)
     except RecipeError as error:
         return str(error)
     except ImportError:

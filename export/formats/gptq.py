@@ -10,7 +10,8 @@ Zero points, by `checkpoint_format` of `quantization_config`:
   older gptq_gemm and SGLang's add 1 to each. A zero of 0 is therefore never written as v1.
 - `gptq_v2` stores zero. GPTQModel reads it, and so did vLLM's gptq_gemm (layers/quantization/gptq.py, use_v2_format).
 - vLLM 0.32 reads neither: it opens symmetric checkpoints only (layers/quantization/auto_gptq.py, TYPE_MAP).
-`auto` is v1 where every zero is at least 1, and v2 otherwise.
+`auto` is v1 for symmetric checkpoints, and v2 where there are zero points: GPTQModel 7 opens v1 of its own with them,
+and nobody else's.
 
 `dynamic` names the modules that differ: `+:pattern` other bits or groups, `-:pattern` stays in float; the first pattern
 that matches the beginning of a module's name counts (vLLM layers/quantization/utils/gptq_utils.py,

@@ -47,6 +47,14 @@ KNOWN = frozenset({
     "Phi3ForCausalLM", "PhiForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "SmolLM3ForCausalLM",
 })  # fmt: skip
 """Text decoders without experts that the builder of the pinned version has a graph for (models/builder.py)."""
+ROPE = {
+    "LlamaForCausalLM": ("default", "llama3"), "NemotronForCausalLM": ("default", "llama3"),
+    "SmolLM3ForCausalLM": ("default", "llama3"), "Gemma3ForCausalLM": ("default",),
+    "Phi3ForCausalLM": ("default", "linear", "longrope"),
+}  # fmt: skip
+"""Kinds of rope that it computes as transformers does: builders/llama.py passes over every kind but these in silence,
+its gemma3 scales windows too, its base class ends with an error, or rounds yarn otherwise."""
+USUAL_ROPE = ("default", "linear")
 CAPS = FormatCaps(
     bits=(2, 3, 4, 8),
     auto_groups=(128, 64, 32),
@@ -76,6 +84,10 @@ def refuses(source: Source, options: Options) -> str | None:
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if size % HEAD:
         return f"its attention takes heads of a multiple of {HEAD}, and these have {size}; export gguf"
+    told = getattr(config, "rope_parameters", None) or {}
+    kind, kinds = told.get("full_attention", told).get("rope_type", "default"), ROPE.get(source.structure.architecture)
+    if kind not in (kinds or USUAL_ROPE):
+        return f"its builder does not compute the rope scaling {kind!r} of {source.structure.architecture}; export gguf"
     for name, coded in source.coded.items():
         if (because := _misfit(coded)) is not None:
             return f"{name} {because}"
@@ -94,8 +106,11 @@ def _misfit(coded: Coded) -> str | None:
         return "takes int8 inputs on a grid of its own, which MatMulNBits has no place for (--activations none)"
     if coded.layer.container not in CAPS.containers:
         return f"is a {coded.layer.container} weight, which the builder's graph does not multiply so; export gguf"
-    if block_of(coded.scheme, coded.layer.shape[1]) is None:
+    columns = coded.layer.shape[1]
+    if (block := block_of(coded.scheme, columns)) is None:
         return f"has groups of {coded.scheme.group_size}; blocks are multiples of 16: quantize with --group-size 32"
+    if coded.layer.container == "embedding" and columns % block:
+        return f"has rows of {columns}, which are looked up in blocks of {block}; quantize with --embeddings keep"
     return None
 
 

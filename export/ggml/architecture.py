@@ -2,7 +2,9 @@
 
 The table architectures.json is by transformers' model_type. interleaved_rope: llama.cpp rotates neighbouring rows of q
 and k, so the rows of each head are put in that order. norm_shift: what norms add to their weight. windows: layers of
-the config's `layer_types` see a window only. Source: llama.cpp, conversion/*.py and src/models/*.cpp.
+the config's `layer_types` see a window only. acts: activations that it computes so. biases: of any linear layer are
+read, not only those of q, k and v. square: heads together are as wide as the model. Source: llama.cpp, conversion/*.py
+and src/models/*.cpp (load_arch_hparams, load_arch_tensors).
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from compress.core.errors import RecipeError
 TABLE = Path(__file__).with_name("architectures.json")
 POOLING = {"mean": "MEAN", "cls": "CLS", "lasttoken": "LAST"}
 ROPE_KINDS = ("default", "linear", "llama3", "yarn")
+DEEPEST = 62
+"""Blocks of gemma3 27B, the only one whose attention llama.cpp divides by hidden size over heads (gemma3.cpp)."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,12 @@ class Architecture:
     """A row of the table."""
 
     arch: str
+    acts: tuple[str, ...]
     interleaved_rope: bool = False
     norm_shift: float = 0.0
     windows: bool = False
+    biases: bool = False
+    square: bool = False
     embedder: bool = False
     strip: str = ""
     skip: tuple[str, ...] = ()
@@ -42,7 +49,7 @@ def architecture_of(config: Any) -> Architecture:
     if config.model_type not in table:
         raise RecipeError(f"model type {config.model_type!r} has no GGUF layout here; there is {', '.join(table)}")
     row = table[config.model_type]
-    return Architecture(**{**row, "skip": tuple(row.get("skip", ()))})
+    return Architecture(**{**row, "acts": tuple(row["acts"]), "skip": tuple(row.get("skip", ()))})
 
 
 def refuses(config: Any, model_class: str) -> str | None:
@@ -53,13 +60,41 @@ def refuses(config: Any, model_class: str) -> str | None:
         return str(error)
     if not model_class.endswith(("Model",) if found.embedder else ("ForCausalLM", "LMHeadModel")):
         return f"llama.cpp serves text and embeddings, not {model_class}; use onnx"
-    if (kind := rope(config).get("rope_type", "default")) not in ROPE_KINDS:
+    if (because := _refused_rope(config, found)) is not None:
+        return because
+    names = ("hidden_activation", "hidden_act", "activation_function")
+    act = next(filter(None, (getattr(config, name, None) for name in names)))
+    if act not in found.acts:
+        return f"activation {act} is not what llama.cpp's {found.arch} has ({', '.join(found.acts)})"
+    width = head_size(config)
+    if found.square and width * config.num_attention_heads != config.hidden_size:
+        return f"llama.cpp's {found.arch} has heads that are {config.hidden_size} wide together, and these have {width}"
+    if getattr(config, "attention_bias", False) and not found.biases:
+        return f"llama.cpp's {found.arch} has no bias in attention"
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False) or not getattr(config, "scale_attn_weights", True):
+        return "llama.cpp scales attention by the size of a head, and this model does otherwise"
+    scalar = getattr(config, "query_pre_attn_scalar", None)
+    divisor = config.hidden_size // config.num_attention_heads if config.num_hidden_layers == DEEPEST else width
+    if found.arch == "gemma3" and scalar is not None and scalar != divisor:
+        return f"query_pre_attn_scalar {scalar} is not the size of a head ({divisor}), which llama.cpp divides by"
+    return None
+
+
+def _refused_rope(config: Any, found: Architecture) -> str | None:
+    told = rope(config)
+    kind = told.get("rope_type", "default")
+    if kind not in ROPE_KINDS:
         return f"rope scaling {kind!r} is not written here; {', '.join(ROPE_KINDS)} are"
-    scalar, width = getattr(config, "query_pre_attn_scalar", None), head_size(config)
-    if found.arch == "gemma3" and scalar is not None and scalar != width:
-        return f"query_pre_attn_scalar {scalar} is not the size of a head ({width}), which llama.cpp divides by"
-    if found.embedder and getattr(config, "hidden_act", "gelu") not in ("gelu", "gelu_new"):
-        return f"activation {config.hidden_act} is not what llama.cpp's bert has (gelu)"
+    if kind == "llama3" and found.arch != "llama":
+        return f"llama.cpp's {found.arch} has no rope scaling {kind!r}"
+    if kind == "yarn" and found.windows:
+        return f"llama.cpp scales the windows of {found.arch} by {kind} too"
+    given = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
+    if kind == "yarn" and (other := [name for name, usual in given.items() if told.get(name) not in (None, usual)]):
+        return f"llama.cpp's {found.arch} reads no {other[0]} of yarn, and it is {told[other[0]]} here"
+    window = (getattr(config, "rope_parameters", None) or {}).get("sliding_attention") or {}
+    if window.get("rope_type", "default") != "default":
+        return f"llama.cpp scales no rope of windows, and theirs is {window['rope_type']!r}"
     return None
 
 
@@ -131,6 +166,16 @@ def _write_rope(writer: Any, config: Any, found: Architecture) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(float(told["factor"]))
         writer.add_rope_scaling_orig_ctx_len(int(told["original_max_position_embeddings"]))
+        if (scale := yarn_scale(config)) != 1.0:
+            writer.add_rope_scaling_attn_factors(scale)
+
+
+def yarn_scale(config: Any) -> float:
+    """What yarn multiplies by, over 0.1 ln(factor) + 1, which llama.cpp does by itself (llama-context.cpp)."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    _, attention = ROPE_INIT_FUNCTIONS["yarn"](config, torch.device("cpu"))
+    return round(float(attention) / (0.1 * math.log(max(1.0, float(rope(config)["factor"]))) + 1.0), 9)
 
 
 def _write_embedder(writer: Any, config: Any, folder: Path) -> None:
@@ -138,11 +183,20 @@ def _write_embedder(writer: Any, config: Any, folder: Path) -> None:
 
     writer.add_causal_attention(False)
     writer.add_token_type_count(int(getattr(config, "type_vocab_size", 1)))
+    if (mode := pooling(folder)) is not None:
+        writer.add_pooling_type(getattr(gguf.PoolingType, POOLING[mode]))
+
+
+def pooling(folder: Path) -> str | None:
+    """How an embedder of sentence-transformers makes one vector of many, a key of POOLING; None when nothing says.
+
+    Raises RecipeError for a way that llama.cpp has not.
+    """
     modules = folder / "modules.json"
     listed = json.loads(modules.read_text(encoding="utf-8")) if modules.is_file() else []
     path = next((module["path"] for module in listed if module["type"].endswith("Pooling")), None)
     if path is None:
-        return
+        return None
     told = json.loads((folder / path / "config.json").read_text(encoding="utf-8"))
     mode = told.get("pooling_mode") or next((m for m in POOLING if told.get(f"pooling_mode_{m}")), None)
     mode = mode or (
@@ -150,7 +204,7 @@ def _write_embedder(writer: Any, config: Any, folder: Path) -> None:
     )
     if mode not in POOLING:
         raise RecipeError(f"pooling {mode or told} is not in llama.cpp; mean, cls and lasttoken are")
-    writer.add_pooling_type(getattr(gguf.PoolingType, POOLING[mode]))
+    return str(mode)
 
 
 def rope_factors(config: Any) -> Tensor | None:

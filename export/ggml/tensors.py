@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compress.core.errors import RecipeError
-from export.ggml.architecture import Architecture, architecture_of
+from export.ggml.architecture import Architecture, architecture_of, head_size
 from export.source import Source
 
 ALWAYS_FLOAT = ("position_embd", "token_types")
@@ -64,5 +64,5 @@ def _order(param: str, config: Any, found: Architecture) -> Tensor | None:
     if not found.interleaved_rope or module not in heads:
         return None
     count = heads[module] or config.num_attention_heads
-    size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    size = head_size(config)
     return torch.arange(count * size).reshape(count, 2, size // 2).swapaxes(1, 2).reshape(-1)

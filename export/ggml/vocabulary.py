@@ -18,6 +18,7 @@ from compress.core.errors import RecipeError
 
 TABLE = Path(__file__).with_name("vocabulary.json")
 BLANK = "\u2581"
+LEADING = "LEADING BLANKS"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 
@@ -26,7 +27,8 @@ class Vocabulary:
     """kind: tokenizer.ggml.model. words: tokenizer.ggml.pre. tokens, types: one a row of the embedding.
 
     scores: of sentencepiece kinds. space_first: whether texts get a blank before them, None where that is not said.
-    unlike: scripts that llama.cpp cuts otherwise, as Unicode names begin.
+    lowercase, strip_accents: of WordPiece, None elsewhere.
+    unlike: what llama.cpp cuts otherwise: scripts, as Unicode names begin, and LEADING.
     """
 
     kind: str
@@ -35,6 +37,8 @@ class Vocabulary:
     types: list[int]
     scores: list[float] | None
     space_first: bool | None
+    lowercase: bool | None = None
+    strip_accents: bool | None = None
     unlike: tuple[str, ...] = ()
 
 
@@ -48,12 +52,14 @@ def vocabulary(folder: Path, rows: int, words: str = "") -> Vocabulary:
     tokens, types = _tokens(told, rows)
     if model["type"] == "WordPiece":
         marked = [_phantom(text, kind) for text, kind in zip(tokens, types, strict=True)]
+        lower, strip = _folded(told.get("normalizer"))
         # transformers takes accents off by decomposing text, and that takes Hangul apart; llama.cpp leaves it whole
-        return Vocabulary("bert", words or "bert-bge", marked, types, None, None, ("HANGUL",))
+        unlike = ("HANGUL",) if strip else ()
+        return Vocabulary("bert", words or "bert-bge", marked, types, None, None, lower, strip, unlike)
     if model["type"] != "BPE":
         raise RecipeError(f"a {model['type']} tokenizer is not written to GGUF here; BPE and WordPiece are")
     if _parts(told.get("decoder"), "ByteFallback") or model.get("byte_fallback"):
-        return _pieces(told, tokens, types)
+        return _pieces(told, tokens, types, _chats(folder))
     return Vocabulary("gpt2", words or _words(told), tokens, types, None, None)
 
 
@@ -73,7 +79,12 @@ def _told(folder: Path) -> dict[str, Any]:
 
 def _tokens(told: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
     tokens, types = [f"[PAD{n}]" for n in range(rows)], [UNUSED] * rows
-    for text, number in told["model"]["vocab"].items():
+    vocab = told["model"]["vocab"]
+    if (last := max(vocab.values(), default=0)) >= rows:
+        raise RecipeError(
+            f"the tokenizer makes the id {last}, and the model has {rows} rows; one belongs to another model"
+        )
+    for text, number in vocab.items():
         tokens[number], types[number] = text, NORMAL
     for added in told.get("added_tokens", []):
         number = added["id"]
@@ -83,6 +94,15 @@ def _tokens(told: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
     return tokens, types
 
 
+def _folded(normalizer: dict[str, Any] | None) -> tuple[bool, bool]:
+    """Whether WordPiece reads text in lower case, and without accents: as the first unless that is said."""
+    parts = _parts(normalizer, "BertNormalizer")
+    if not parts:
+        return bool(_parts(normalizer, "Lowercase")), bool(_parts(normalizer, "StripAccents"))
+    lower, strip = bool(parts[0].get("lowercase")), parts[0].get("strip_accents")
+    return lower, lower if strip is None else bool(strip)
+
+
 def _phantom(text: str, kind: int) -> str:
     """WordPiece as llama.cpp has it: beginnings of words are marked, not their rest."""
     if kind in (CONTROL, UNUSED):
@@ -90,8 +110,25 @@ def _phantom(text: str, kind: int) -> str:
     return text[2:] if text.startswith("##") else BLANK + text
 
 
-def _pieces(told: dict[str, Any], tokens: list[str], types: list[int]) -> Vocabulary:
-    """BPE over blanks and raw bytes, as sentencepiece made it: a merge's rank is what its score was."""
+def _chats(folder: Path) -> bool:
+    """Whether there is a chat template."""
+    config = folder / "tokenizer_config.json"
+    said = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    return bool(said.get("chat_template")) or (folder / "chat_template.jinja").is_file()
+
+
+def _pieces(told: dict[str, Any], tokens: list[str], types: list[int], chats: bool) -> Vocabulary:
+    """BPE over blanks and raw bytes, as sentencepiece made it: a merge's rank is what its score was.
+
+    llama.cpp puts a blank before every text, and before every one that follows a special token, as the normalizer
+    Prepend does. Metaspace leaves texts alone that begin with one; its `first` puts none after special tokens.
+    """
+    scheme = next((part.get("prepend_scheme") for part in _parts(told.get("pre_tokenizer"), "Metaspace")), "never")
+    if scheme == "first" and chats:
+        raise RecipeError(
+            "llama.cpp puts a blank before what follows a special token, and this tokenizer does not (Metaspace, "
+            "prepend_scheme first): its chats would be others; use onnx-genai or compressed-tensors"
+        )
     model = told["model"]
     scores = [0.0] * len(tokens)
     number_of = model["vocab"]
@@ -105,12 +142,9 @@ def _pieces(told: dict[str, Any], tokens: list[str], types: list[int]) -> Vocabu
             types[number] = UNKNOWN
         elif types[number] == NORMAL and len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
             types[number] = BYTE
-    first = bool(_parts(told.get("normalizer"), "Prepend")) or _metaspace_first(told.get("pre_tokenizer"))
-    return Vocabulary("llama", "default", tokens, types, scores, first)
-
-
-def _metaspace_first(told: dict[str, Any] | None) -> bool:
-    return any(part.get("prepend_scheme", "never") != "never" for part in _parts(told, "Metaspace"))
+    first = bool(_parts(told.get("normalizer"), "Prepend")) or scheme != "never"
+    unlike = () if scheme == "never" else (LEADING,)
+    return Vocabulary("llama", "default", tokens, types, scores, first, unlike=unlike)
 
 
 def _parts(told: dict[str, Any] | None, kind: str) -> list[dict[str, Any]]:
@@ -160,5 +194,25 @@ def write_vocabulary(writer: Any, found: Vocabulary, folder: Path) -> None:
     writer.add_token_types(found.types)
     special = gguf.SpecialVocab(folder, load_merges=found.kind == "gpt2", n_vocab=len(found.tokens))
     special.add_to_gguf(writer, quiet=True)
+    free = [key for key in ("eot", "eom") if key not in special.special_token_ids]
+    told = set(special.special_token_ids.values())
+    for key, number in zip(free, (n for n in _ends(folder, found.tokens) if n not in told), strict=False):
+        getattr(writer, f"add_{key}_token_id")(number)
     if found.space_first is not None:
         writer.add_add_space_prefix(found.space_first)
+    for name, value in (("lowercase", found.lowercase), ("strip_accents", found.strip_accents)):
+        if value is not None:
+            writer.add_bool(f"tokenizer.ggml.normalizer.{name}", value)
+
+
+def _ends(folder: Path, tokens: list[str]) -> list[int]:
+    """Ids at which writing ends, by generation_config.json, else by config.json, without those that llama.cpp knows by
+    their text (llama-vocab.cpp, special_eog_ids)."""
+    known = json.loads(TABLE.read_text(encoding="utf-8"))["ends"]
+    for name in ("generation_config.json", "config.json"):
+        file = folder / name
+        told = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+        if told is not None:
+            several = told if isinstance(told, list) else [told]
+            return [number for number in several if number < len(tokens) and tokens[number] not in known]
+    return []

@@ -84,16 +84,17 @@ def _optimum(auto: str, task: str, hears: bool) -> list[str]:
 
 
 def _triton(folder: Path) -> list[str]:
-    name = next(path.parent.name for path in sorted(folder.glob("*/config.pbtxt")))
+    names = sorted(path.parent.name for path in folder.glob("*/config.pbtxt"))
+    loaded = " ".join(f"--load-model={name}" for name in names)
     return [
         "A model repository of Triton Inference Server:",
         "",
         "```sh",
         'docker run --rm -p 8000:8000 -v "$PWD:/models" nvcr.io/nvidia/tritonserver:25.08-py3 \\',
-        f"  tritonserver --model-repository=/models --model-control-mode=explicit --load-model={name}",
+        f"  tritonserver --model-repository=/models --model-control-mode=explicit {loaded}",
         "```",
         "",
-        f"Asked over HTTP: `curl localhost:8000/v2/models/{name}/infer -d @request.json`, the request as in the KServe",
+        f"Over HTTP: `curl localhost:8000/v2/models/{names[-1]}/infer -d @request.json`, the request as in the KServe",
         'protocol: `{"inputs": [{"name": "input_ids", "datatype": "INT64", "shape": [1, 4], "data": [...]}, ...]}`.',
         "",
     ]

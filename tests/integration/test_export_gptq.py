@@ -162,3 +162,14 @@ def test_a_missing_tensor_is_seen(made: Make, tmp_path: Path) -> None:
     edit_weights(where, lambda tensors: tensors.pop("model.norm.weight"))
     reseal(where)
     assert wrong(static(where, out)) == ["kept weights read back"]
+
+
+def test_a_file_that_ends_half_way_is_a_failing_line(made: Make, tmp_path: Path) -> None:
+    """What the library that reads it raises is its own kind."""
+    out, where = made("llama", bits=4, symmetric=True), tmp_path / "x"
+    write(out, where)
+    file = where / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+    assert wrong(static(where, out)) == [
+        "files as they were written", "codes and scales read back", "kept weights read back"
+    ]  # fmt: skip

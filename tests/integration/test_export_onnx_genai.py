@@ -14,6 +14,8 @@ from compress.core.errors import RecipeError
 from compress.pipeline.expected import VerifySettings
 from compress.pipeline.export import ExportSettings, export
 from export import environments
+from export.formats.onnx_genai import EXPORT
+from export.source import Source
 from tests import tiny
 from tests.exporting import verified
 from tests.rebuild import run
@@ -117,3 +119,19 @@ def test_what_it_cannot_hold_is_refused(
     with pytest.raises(RecipeError, match=said):
         write(made(name, **settings), tmp_path / "x", **options)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [("llama", "yarn", "does not compute the rope scaling 'yarn' of Llama"), ("llama", "linear", "'linear'"),
+     ("qwen3", "llama3", "'llama3'"), ("gemma3", "linear", "'linear' of Gemma3")],
+)  # fmt: skip
+def test_rope_that_its_builder_passes_over_is_refused(
+    made: Make, monkeypatch: pytest.MonkeyPatch, name: str, kind: str, said: str
+) -> None:
+    """Kinds that were built without a word, and judged wrong afterwards (0.18)."""
+    source = Source(made(name, bits=4))
+    rope = source.checkpoint.config.rope_parameters
+    whole = rope.get("full_attention", rope)
+    monkeypatch.setitem(whole, "rope_type", kind)
+    assert said in str(EXPORT.refuses(source, EXPORT.options()))

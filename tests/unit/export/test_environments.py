@@ -46,6 +46,23 @@ def test_an_interpreter_can_be_named_and_forgotten(tmp_path: Path) -> None:
     assert not environments.remove("transformers")
 
 
+def test_removing_one_runtime_leaves_those_whose_names_begin_alike(cache: Path) -> None:
+    other = cache / "runtimes" / "onnxruntime-genai-0123abcd"
+    older = cache / "runtimes" / "llama-cpp-0123abcd"
+    for home in (other, older):
+        home.mkdir(parents=True)
+        (home / "pyvenv.cfg").touch()
+    assert not environments.remove("onnxruntime")
+    assert environments.remove("llama.cpp")
+    assert (other.is_dir(), older.exists()) == (True, False)
+
+
+def test_a_named_interpreter_that_is_gone_is_not_used(cache: Path, tmp_path: Path) -> None:
+    environments.use("transformers", Path(sys.executable))
+    environments.write_json(cache / "runtimes" / environments.NAMED, {"transformers": str(tmp_path / "gone")})
+    assert environments.place("transformers").how == "own"
+
+
 def test_a_failed_installation_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(command: list[str], more: dict[str, str]) -> None:
         if "venv" in command:
