@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from compress.core import registry
 from compress.core.errors import ModelError, OutputError
 from compress.core.files import atomic_write, read_pieces, storage_errors, sync_folder, write_json
 from compress.core.fingerprint import file_sha256
@@ -73,7 +74,7 @@ def check(folder: Path, overwrite: bool) -> None:
 def card(folder: Path) -> dict[str, Any]:
     """export.json of an export.
 
-    Raises ModelError when it is none, or when a file of it changed since it was written.
+    Raises ModelError when it is none, or of a format that there is not, or when a file of it is missing.
     """
     path = folder / EXPORT
     if not path.is_file():
@@ -84,6 +85,8 @@ def card(folder: Path) -> dict[str, Any]:
         _ = [found[key] for key in ("format", "artifact", "packed", "facts")]
     except (OSError, ValueError, KeyError, TypeError):
         raise ModelError(f"{path} is damaged; run compress export again with --overwrite") from None
+    if found["format"] not in registry.names("format"):
+        raise ModelError(f"{path} names the format {found['format']!r}, which this version of compress does not have")
     for name in names:
         if not (folder / name).is_file():
             raise ModelError(f"{folder / name} is missing; run compress export again with --overwrite")

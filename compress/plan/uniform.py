@@ -101,7 +101,12 @@ def _body(
     containers = {layer.container for layer in layers}
     if recipe.scheme:
         asked = Scheme.parse(recipe.scheme)
-        choose_group(asked.group_size, layers, rules.caps)  # ggml's blocks never cross rows
+        size = asked.group_size
+        if size != -1 and (wide := next((layer for layer in layers if layer.shape[1] % size), None)) is not None:
+            raise RecipeError(  # blocks never cross rows
+                f"{asked.name} is blocks of {size} inputs, and {wide.name} has {wide.shape[1]}; use --bits "
+                f"{asked.bits} --group-size auto"
+            )
         return dict.fromkeys(containers, asked), f"{asked.name}, as asked"
     if wishes.activation is not None and recipe.bits == 8:
         group, why = -1, f"int8 weights by row, inputs rounded to int8 by {wishes.activation.strategy}"

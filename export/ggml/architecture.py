@@ -194,6 +194,8 @@ def pooling(folder: Path) -> str | None:
     """
     modules = folder / "modules.json"
     listed = json.loads(modules.read_text(encoding="utf-8")) if modules.is_file() else []
+    if any(module["type"].endswith("Dense") for module in listed):
+        raise RecipeError("its vectors go through a Dense layer, which llama.cpp's bert has not; export onnx")
     path = next((module["path"] for module in listed if module["type"].endswith("Pooling")), None)
     if path is None:
         return None

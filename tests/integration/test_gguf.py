@@ -145,6 +145,10 @@ def test_pooling_that_is_not_there_is_refused(tmp_path: Path) -> None:
     (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
     with pytest.raises(RecipeError, match=r"is not in llama\.cpp"):
         pooling(tmp_path)
+    dense = {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+    (tmp_path / "modules.json").write_text(json.dumps([dense]))
+    with pytest.raises(RecipeError, match="Dense layer"):
+        pooling(tmp_path)
 
 
 @pytest.mark.parametrize(

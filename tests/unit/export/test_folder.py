@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from compress.core.errors import OutputError
+from compress.core.errors import ModelError, OutputError
 from export import folder
 from export.kinds import Written
 
@@ -52,3 +52,10 @@ def test_where_it_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             _write(place, "one")
     _write(Path("inside"), "one")
     assert json.loads((here / "inside" / folder.EXPORT).read_text())["format"] == "format"
+
+
+def test_an_export_of_another_version_is_named(tmp_path: Path) -> None:
+    told = {"format": "gif", "artifact": "..", "packed": [], "facts": {}, "files": {}}
+    (tmp_path / folder.EXPORT).write_text(json.dumps(told))
+    with pytest.raises(ModelError, match="the format 'gif', which this version"):
+        folder.card(tmp_path)
