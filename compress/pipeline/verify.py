@@ -72,11 +72,11 @@ def verify(where: Path, source: Source, settings: VerifySettings, hooks: Hooks) 
                 found, figures = _judged(where, name, told, expected, settings)
                 lines += found
                 measurements += figures
-                if expected.asked is not None and environments.runtime(name).server is not None:
+                if expected.asked and environments.runtime(name).server is not None:
                     hooks.report(f"serving with {name}", number, len(chosen))
                     given = {"port": settings.port, "threads": settings.threads, "trusted": settings.trust_remote_code}
                     allowed = expected.allowed(arithmetic_of(name, told))
-                    lines += asked.by_server(where, name, expected.asked, allowed, given)
+                    lines += asked.by_server(where, name, expected.asked[0], allowed, given)
             except CompressError as error:  # what it says as it refuses the file, or its last words
                 runtime = f"{name} {environments.place(name).version}"
                 lines.append({"check": "opens and runs", "runtime": runtime, "passed": False, "said": str(error)})
