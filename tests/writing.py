@@ -83,7 +83,11 @@ def save_listener(name: str, folder: Path) -> Path:
         (folder / file).unlink()
     words.save_pretrained(folder)
     ids = dict(zip(said, words.convert_tokens_to_ids(said), strict=True))
-    own = {"decoder_start_token_id": ids[said[0]], "eos_token_id": words.eos_token_id, "bos_token_id": words.eos_token_id}
+    own = {
+        "decoder_start_token_id": ids[said[0]],
+        "eos_token_id": words.eos_token_id,
+        "bos_token_id": words.eos_token_id,
+    }
     edit_json(folder / "config.json", lambda config: config.update(own))
     rules = {
         "is_multilingual": True,

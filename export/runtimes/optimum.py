@@ -26,6 +26,8 @@ CLASSES = {
     "MTModel": "ORTModelForSeq2SeqLM",
 }
 """The end of a model class's name -> optimum's class; others are embedders."""
+NEWER = "TokenizersBackend"
+"""What transformers 5 calls a PreTrainedTokenizerFast in files that it writes; 4.57 does not know the name."""
 
 
 class Session:
@@ -48,6 +50,8 @@ class Session:
         )
         self.kind = "encoder-decoder" if self.config.get("is_encoder_decoder") else "encoder"
         self.vocabulary = int(self.config.get("vocab_size") or 0)
+        if self.kind == "encoder-decoder":  # Whisper's generate of 4.57 takes the file's word where it is asked for 0
+            self.model.generation_config.update(**GREEDY)
 
     def run(self, inputs: Mapping[str, Any]) -> Any:
         """The first output, float32."""
@@ -68,7 +72,7 @@ class Session:
         given = {name: torch.from_numpy(value) for name, value in inputs.items()}
         beginning = given.pop("decoder_input_ids", None)
         told = {} if beginning is None else {"decoder_input_ids": beginning}
-        made = self.model.generate(**given, **told, max_new_tokens=n, **GREEDY).tolist()
+        made = self.model.generate(**given, **told, max_new_tokens=n).tolist()
         ends = self.model.generation_config.eos_token_id
         ends = set(ends if isinstance(ends, list) else [ends])
         found = []
@@ -90,7 +94,7 @@ class Session:
             extractor = self._made("AutoFeatureExtractor")
             made = extractor(wave, sampling_rate=asked["sampling_rate"], return_tensors="pt")
             given = {"input_features": made["input_features"]}
-        written = self.model.generate(**given, max_new_tokens=n, **GREEDY)[0].tolist()
+        written = self.model.generate(**given, max_new_tokens=n)[0].tolist()
         begins = written[:1] == [rules(Path(self.folder)).start]  # Whisper's leaves its own beginning out
         return written[1:] if begins else written, self._named(f"{type(self.model).__name__}.generate")
 
@@ -109,6 +113,10 @@ class Session:
         """The folder's tokenizer or feature extractor, by a class of transformers."""
         import transformers
 
+        file = Path(self.folder) / "tokenizer_config.json"
+        told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if auto == "AutoTokenizer" and told.get("tokenizer_class") == NEWER:
+            auto = "PreTrainedTokenizerFast"
         opener = getattr(transformers, auto)
         return opener.from_pretrained(self.folder, local_files_only=True, trust_remote_code=self.trusted)
 
