@@ -50,10 +50,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the reference makes of each of `texts` ([text] or [text, second text]), by itself. rounded: the same by
-    arithmetic."""
+    """What the reference makes of each of `texts` ([text] or [text, second text]), by itself. tokens: of all of
+    them. rounded: the same by arithmetic."""
 
     texts: list[list[str]]
+    tokens: int
     exact: list[Tensor]
     rounded: dict[Arithmetic, list[Tensor]]
 
@@ -126,7 +127,8 @@ def reading_of(reference: Reference, tokenizer: Any, kinds: Sequence[Arithmetic]
         return None
     given = [{**tokenizer(*text, return_tensors="pt")} for text in texts]
     exact = [reference.run(inputs) for inputs in given]
-    return Reading(texts, exact, {kind: [reference.run(inputs, kind) for inputs in given] for kind in kinds})
+    tokens = sum(int(inputs["input_ids"].numel()) for inputs in given)
+    return Reading(texts, tokens, exact, {kind: [reference.run(inputs, kind) for inputs in given] for kind in kinds})
 
 
 def by_server(where: Path, name: str, asked: Asked, allowed: Bounds, settings: Mapping[str, Any]) -> list[Line]:
@@ -137,11 +139,38 @@ def by_server(where: Path, name: str, asked: Asked, allowed: Bounds, settings: M
         line = judge.served(answer.text, asked.answer, asked.logits, asked.decode, allowed)
         who = {"runtime": f"{name} server", "client": answer.client}
         lines = [{**line, **who, "text": answer.text, "seconds_to_ready": round(server.seconds, 1)}]
-    if answer.prompt_tokens is not None:
-        equal = answer.prompt_tokens == len(asked.tokens)
-        said = f"the server made {answer.prompt_tokens} tokens of the question, the reference {len(asked.tokens)}"
-        lines.append({"check": "served question", **who, "passed": equal, **({} if equal else {"said": said})})
-    return lines
+    return [*lines, *_question(answer.prompt_tokens, len(asked.tokens), who)]
+
+
+def embedded_by_server(
+    where: Path, name: str, reading: Reading, pooling: str, allowed: Bounds, settings: Mapping[str, Any]
+) -> list[Line]:
+    """The same of an embedder. pooling: of the file: `none`, `mean`, `cls`, `lasttoken`."""
+    with Server.of(name, where, **settings) as server:
+        found = [server.embed(text) for text, *_ in reading.texts]
+    who = {"runtime": f"{name} server", "client": found[0].client}
+    exact = [_pooled(hidden, pooling) for hidden in reading.exact]
+    vectors = [torch.tensor(each.vector)[None] for each in found]
+    lines = [{**line, **who} for line in judge.values(exact, vectors, allowed, "served values")]
+    lines[0]["seconds_to_ready"] = round(server.seconds, 1)
+    counts = [each.prompt_tokens for each in found if each.prompt_tokens is not None]
+    return [*lines, *_question(sum(counts) if len(counts) == len(found) else None, reading.tokens, who)]
+
+
+def _pooled(hidden: Tensor, pooling: str) -> Tensor:
+    """hidden (1, L, H) as one vector (1, H); as it is where nothing is pooled."""
+    if pooling == "none":
+        return hidden
+    return hidden.mean(1) if pooling == "mean" else hidden[:, 0 if pooling == "cls" else -1]
+
+
+def _question(found: int | None, tokens: int, who: Mapping[str, str]) -> list[Line]:
+    """A line on how many tokens a server made of what it was asked, where it says so."""
+    if found is None:
+        return []
+    said = f"the server made {found} tokens of the question, the reference {tokens}"
+    equal = found == tokens
+    return [{"check": "served question", **who, "passed": equal, **({} if equal else {"said": said})}]
 
 
 def by_client(process: RuntimeProcess, asked: Sequence[Asked], reading: Reading | None, allowed: Bounds) -> list[Line]:

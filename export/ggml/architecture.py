@@ -138,11 +138,18 @@ def _write_embedder(writer: Any, config: Any, folder: Path) -> None:
 
     writer.add_causal_attention(False)
     writer.add_token_type_count(int(getattr(config, "type_vocab_size", 1)))
+    if (mode := pooling(folder)) != "none":
+        writer.add_pooling_type(getattr(gguf.PoolingType, POOLING[mode]))
+
+
+def pooling(folder: Path) -> str:
+    """A key of POOLING, by the files of sentence-transformers; `none` where there are none. Raises RecipeError for what
+    llama.cpp does not do."""
     modules = folder / "modules.json"
     listed = json.loads(modules.read_text(encoding="utf-8")) if modules.is_file() else []
     path = next((module["path"] for module in listed if module["type"].endswith("Pooling")), None)
     if path is None:
-        return
+        return "none"
     told = json.loads((folder / path / "config.json").read_text(encoding="utf-8"))
     mode = told.get("pooling_mode") or next((m for m in POOLING if told.get(f"pooling_mode_{m}")), None)
     mode = mode or (
@@ -150,7 +157,7 @@ def _write_embedder(writer: Any, config: Any, folder: Path) -> None:
     )
     if mode not in POOLING:
         raise RecipeError(f"pooling {mode or told} is not in llama.cpp; mean, cls and lasttoken are")
-    writer.add_pooling_type(getattr(gguf.PoolingType, POOLING[mode]))
+    return str(mode)
 
 
 def rope_factors(config: Any) -> Tensor | None:

@@ -36,7 +36,9 @@ def lines(folder: Path) -> list[str]:
     told = json.loads(said.read_text(encoding="utf-8")) if said.is_file() else {}
     asked = _optimum(auto, task, hears)
     if told.get("tokenizer_class") == NEWER:
-        asked = [line.replace("AutoTokenizer", "PreTrainedTokenizerFast") for line in asked]
+        names = told.get("model_input_names") or ["input_ids", "attention_mask"]  # 4.57 has another default
+        asked = [line.replace('Tokenizer.from_pretrained(".")', f'Tokenizer.from_pretrained(".", model_input_names={names})')
+                 .replace("AutoTokenizer", "PreTrainedTokenizerFast") for line in asked]  # fmt: skip
     return found + asked
 
 

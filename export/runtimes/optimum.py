@@ -28,6 +28,8 @@ CLASSES = {
 """The end of a model class's name -> optimum's class; others are embedders."""
 NEWER = "TokenizersBackend"
 """What transformers 5 calls a PreTrainedTokenizerFast in files that it writes; 4.57 does not know the name."""
+READS = ["input_ids", "attention_mask"]
+"""What that one makes; 4.57's also says which of two texts a token is of."""
 
 
 class Session:
@@ -115,10 +117,11 @@ class Session:
 
         file = Path(self.folder) / "tokenizer_config.json"
         told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        more: dict[str, Any] = {}
         if auto == "AutoTokenizer" and told.get("tokenizer_class") == NEWER:
-            auto = "PreTrainedTokenizerFast"
+            auto, more = "PreTrainedTokenizerFast", {"model_input_names": told.get("model_input_names", READS)}
         opener = getattr(transformers, auto)
-        return opener.from_pretrained(self.folder, local_files_only=True, trust_remote_code=self.trusted)
+        return opener.from_pretrained(self.folder, local_files_only=True, trust_remote_code=self.trusted, **more)
 
     def _named(self, what: str) -> str:
         return f"optimum-onnx {version('optimum-onnx')}, {what}"
