@@ -32,14 +32,19 @@ def lines(folder: Path) -> list[str]:
     if (folder / "model" / "config.pbtxt").is_file() or (folder / "encoder_model" / "config.pbtxt").is_file():
         return _triton(folder)
     found = [] if writes else _session(auto)
-    said = folder / "tokenizer_config.json"
-    told = json.loads(said.read_text(encoding="utf-8")) if said.is_file() else {}
-    asked = _optimum(auto, task, hears)
-    if told.get("tokenizer_class") == NEWER:
-        names = told.get("model_input_names") or ["input_ids", "attention_mask"]  # 4.57 has another default
-        asked = [line.replace('Tokenizer.from_pretrained(".")', f'Tokenizer.from_pretrained(".", model_input_names={names})')
-                 .replace("AutoTokenizer", "PreTrainedTokenizerFast") for line in asked]  # fmt: skip
-    return found + asked
+    return found + _older(folder, _optimum(auto, task, hears))
+
+
+def _older(folder: Path, asked: list[str]) -> list[str]:
+    """The same with a tokenizer that transformers 4.57 knows, opened as 5 opens it."""
+    file = folder / "tokenizer_config.json"
+    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if told.get("tokenizer_class") != NEWER:
+        return asked
+    names = told.get("model_input_names") or ["input_ids", "attention_mask"]  # 4.57 has another default
+    opened = f'PreTrainedTokenizerFast.from_pretrained(".", model_input_names={names})'
+    text = "\n".join(asked).replace('AutoTokenizer.from_pretrained(".")', opened)
+    return text.replace("AutoTokenizer", "PreTrainedTokenizerFast").split("\n")
 
 
 def _session(auto: str) -> list[str]:
