@@ -116,7 +116,7 @@ def test_what_reads_and_writes_is_asked(
     """A text or a sound; beams, lengths and repetitions that generation_config.json asks for are not heeded, tokens
     that it forbids and what it begins with are."""
     runtime = "onnxruntime" if form == "onnx" else "transformers"
-    monkeypatch.setattr(tiny, "save_tiny", _saved)
+    monkeypatch.setattr(tiny, "save_tiny", as_real_ones)
     out = artifact(name, base, bits=8)
     where = written(out, form, where=tmp_path / "x")[0]
     found = asked(where, out, runtime)
@@ -138,7 +138,7 @@ def test_what_reads_and_writes_is_asked(
     assert form != "onnx" or {line["check"] for line in wrong} == {"served answer"}
 
 
-def _saved(name: str, folder: Path) -> Path:
+def as_real_ones(name: str, folder: Path) -> Path:
     """Encoder-decoders with what real ones ask for; encoders with a mask."""
     if name == "whisper":
         return save_listener(name, folder)
@@ -158,7 +158,7 @@ def test_a_mask_is_filled_as_the_reference_fills_it(
     base: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = "onnxruntime" if form == "onnx" else "transformers"
-    monkeypatch.setattr(tiny, "save_tiny", _saved)
+    monkeypatch.setattr(tiny, "save_tiny", as_real_ones)
     out = artifact("bert", base / "masked", bits=8)
     line = of_client(asked(written(out, form, where=tmp_path / "x")[0], out, runtime))
     assert line["passed"], line
