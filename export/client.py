@@ -86,15 +86,16 @@ class RuntimeProcess(Child):
         found: list[dict[str, Any]] = self.ask("probe", {})
         return found
 
-    def answer(self, asked: Sequence[Mapping[str, str]] | str, n: int) -> dict[str, str] | None:
-        """{"text", "client"}: what the client of its users says to messages or a prompt; None where there is none."""
-        told = asked if isinstance(asked, str) else [dict(message) for message in asked]
-        found: dict[str, str] | None = self.ask("answer", {"asked": told, "n": n})
+    def answer(self, asked: Any, n: int) -> dict[str, Any] | None:
+        """{"ids" or "text", "client"}: what the client of its users says to messages, a prompt, a text or a sound; None
+        where there is none."""
+        found: dict[str, Any] | None = self.ask("answer", {"asked": asked, "n": n})
         return found
 
-    def read(self, texts: Sequence[str]) -> dict[str, Any] | None:
-        """{"client", "values" or "labels"}: what that client makes of each text; None where there is none."""
-        found: dict[str, Any] | None = self.ask("read", {"texts": list(texts)})
+    def read(self, texts: Sequence[Sequence[str]]) -> dict[str, Any] | None:
+        """{"client", "values" or "labels"}: what that client makes of each text, or pair of texts; None where there is
+        none."""
+        found: dict[str, Any] | None = self.ask("read", {"texts": [list(text) for text in texts]})
         return found
 
     def latency(self, prompt: int, decode: int, repeats: int, warmup: int = 1) -> dict[str, Any]:

@@ -9,7 +9,8 @@ tie moves what follows). Where the arithmetic is float32 there is nothing to mea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,6 +158,40 @@ def served(
             bound = allowed.gap
             return {**line, "gap": gap, "tolerance": bound, "passed": gap <= bound, "said": said}
     return {**line, "said": f"it answers {text[:60]!r}, the reference {whole[:60]!r}"}
+
+
+def served_ids(
+    found: Sequence[int], expected: Sequence[int], logits: Tensor, ends: Collection[int], allowed: Bounds
+) -> Line:
+    """Does a client write the reference's tokens? Where they part, as in `greedy`; going on and ending are tokens too.
+
+    found: ids that the client gave, its end token kept or left out. expected: up to the first of `ends`, that included;
+    logits (n, V) they were chosen from.
+    """
+    theirs, their_end = _until(found, ends)
+    mine, end = _until(expected, ends)
+    same = next((n for n, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs)))
+    line: Line = {"check": "served answer", "equal": same, "of": len(expected), "passed": True}
+    if same == len(mine) == len(theirs) and (end is None or their_end in (None, end)):
+        return {**line, "equal": len(expected)}
+    if same == len(expected):
+        return {**line, "passed": False, "said": f"it goes on for {len(theirs) - same} tokens more than were asked for"}
+    other, how = (theirs[same], "it parts") if same < len(theirs) else (their_end, "it ends")
+    if other is None:  # the end token is left out: the likeliest of them
+        other = max(ends, key=lambda token: float(logits[same, token]), default=None)
+    if other is None:
+        return {**line, "passed": False, "said": f"it stopped after {same} tokens"}
+    gap = float(logits[same, expected[same]] - logits[same, other])
+    if not math.isfinite(gap):
+        return {**line, "passed": False, "said": f"at token {same + 1} it says {other}, which is never said there"}
+    said = f"{how} at token {same + 1}, where the reference prefers its own by {gap:.3g}"
+    return {**line, "gap": gap, "tolerance": allowed.gap, "passed": gap <= allowed.gap, "said": said}
+
+
+def _until(ids: Sequence[int], ends: Collection[int]) -> tuple[list[int], int | None]:
+    """ids before the first end token, and that token."""
+    stop = next((n for n, token in enumerate(ids) if token in ends), len(ids))
+    return list(ids[:stop]), ids[stop] if stop < len(ids) else None
 
 
 def labels(exact: Sequence[Tensor], found: Sequence[Sequence[Sequence[float]]], allowed: Bounds, what: str) -> Line:

@@ -20,6 +20,7 @@ from compress.core.numerics.activation import Coding, Grid, fake_quantize
 from compress.core.numerics.affine import dequantize
 from compress.core.types import ActScheme
 from export.runtimes._kind import Arithmetic
+from export.runtimes._rules import Rules
 from export.source import Coded, Source
 
 OUTLIER = 6.0  # llm_int8_threshold
@@ -71,6 +72,27 @@ class Reference:
             rows.append(self.run({"input_ids": torch.tensor([told])})[0, -1])
             told.append(int(rows[-1].argmax()))
         return told[len(ids) :], torch.stack(rows)
+
+    @torch.inference_mode()
+    def writes(self, inputs: Mapping[str, Tensor], said: Rules, n: int) -> tuple[list[int], Tensor]:
+        """Of an encoder-decoder: n tokens by argmax behind what a text begins with, and the logits (n, V) they were
+        chosen from; tokens that `said` forbids have -inf. inputs: what the encoder reads of one text or sound."""
+        with self._rounding(Arithmetic()):
+            read = self.model.get_encoder()(**inputs)
+            mask = {name: value for name, value in inputs.items() if name == "attention_mask"}
+
+            def after(ids: Sequence[int]) -> Tensor:
+                told = {"encoder_outputs": read, "decoder_input_ids": torch.tensor([list(ids)]), **mask}
+                logits: Tensor = self.model(**told, use_cache=False).logits[0, -1].float()
+                return logits
+
+            told = said.beginning(lambda ids: ids[int(after([said.start])[list(ids)].argmax())])
+            begun, rows = len(told), []
+            for turn in range(n):
+                rows.append(after(told))
+                said.heed(rows[-1], turn)
+                told.append(int(rows[-1].argmax()))
+        return told[begun:], torch.stack(rows)
 
     def computing(self, arithmetic: Arithmetic | None = None) -> AbstractContextManager[None]:
         """Inside, `model` computes as the export stands for it, or as `arithmetic` says, whoever calls it."""

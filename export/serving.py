@@ -12,20 +12,30 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeVar
 
 from compress.core import device
 from compress.core.errors import CompressError, MissingRuntimeError, UsageError
 from export import environments
 from export.runtimes import _guard
 
+Told = TypeVar("Told")
 HOST = "127.0.0.1"
 START_SECONDS, ANSWER_SECONDS, POLL_SECONDS = 600.0, 300.0, 0.25
 LAST_LINES, TAIL_BYTES = 5, 8000
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What a server made of a text: a vector, or one of each token where it pools none; the rest as in `Answer`."""
+
+    vector: list[Any]
+    prompt_tokens: int | None
+    client: str
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,19 @@ class Server:
         """How it goes on from `prompt`, for models without a chat template."""
         return self._ask("completions", {"prompt": prompt}, tokens)
 
+    def embed(self, text: str) -> Embedded:
+        """The vector of a text. Raises CompressError when it gives none.
+
+        Texts are asked for one by one: of several without pooling llama-cpp-python (0.3.36, `Llama.embed`) gives wrong
+        rows of all but the first.
+        """
+
+        def told(found: dict[str, Any], client: str) -> Embedded:
+            usage = found.get("usage") or {}
+            return Embedded(found["data"][0]["embedding"], usage.get("prompt_tokens"), client)
+
+        return self._reply("embeddings", {"input": text, "encoding_format": "float"}, told)
+
     def last_words(self) -> str:
         """The last lines of its log, on one line."""
         self._log.seek(0, 2)
@@ -136,13 +159,18 @@ class Server:
         )
 
     def _ask(self, entrance: str, said: dict[str, Any], tokens: int) -> Answer:
-        asked = {"model": self.model, **said, "temperature": 0, "max_tokens": tokens}
-        try:
-            found, client = _by_client(self._base, entrance, asked)
+        def told(found: dict[str, Any], client: str) -> Answer:
             choice = found["choices"][0]
             text = choice["message"]["content"] if "message" in choice else choice["text"]
             usage = found.get("usage") or {}
             return Answer(str(text or ""), usage.get("prompt_tokens"), client)
+
+        return self._reply(entrance, {**said, "temperature": 0, "max_tokens": tokens}, told)
+
+    def _reply(self, entrance: str, said: dict[str, Any], told: Callable[[dict[str, Any], str], Told]) -> Told:
+        """What `told` makes of the reply and of the client's name."""
+        try:
+            return told(*_by_client(self._base, entrance, {"model": self.model, **said}))
         except Exception as error:  # the client's own kinds, a broken connection, an answer of another shape
             said_so = " ".join(str(error).split())[:300] or type(error).__name__
             raise CompressError(
@@ -176,8 +204,9 @@ def _by_client(base: str, entrance: str, asked: dict[str, Any]) -> tuple[dict[st
     from openai import OpenAI
 
     with OpenAI(base_url=base, api_key="none", timeout=ANSWER_SECONDS, max_retries=0) as client:
-        place = client.chat.completions if entrance.startswith("chat") else client.completions
-        found: dict[str, Any] = place.create(**asked).model_dump()
+        places: dict[str, Any] = {"chat/completions": client.chat.completions, "embeddings": client.embeddings}
+        place = places.get(entrance, client.completions)
+        found: dict[str, Any] = place.create(**asked).model_dump(warnings=False)
     return found, f"openai {version}"
 
 

@@ -25,12 +25,18 @@ class Handler(BaseHTTPRequestHandler):
         self._reply({"object": "list", "data": [{"id": "fake", "object": "model"}]})
 
     def do_POST(self) -> None:
-        """A chat, or a text that goes on."""
+        """A chat, a text that goes on, or the vector of one."""
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if MODE == "late":
             sys.stderr.write("out of memory, says the server\n")
             sys.stderr.flush()
             os._exit(3)
+        if "input" in asked:
+            row = {"object": "embedding", "index": 0, "embedding": [float(len(asked["input"])), 0.5]}
+            usage = {"prompt_tokens": 2, "total_tokens": 2}
+            body = {"object": "list", "model": "fake", "data": [row], "usage": usage}
+            self._reply({"nothing": True} if MODE == "nonsense" else body)
+            return
         assert asked["temperature"] == 0
         said: dict[str, Any] = {"index": 0, "finish_reason": "length"}
         if "messages" in asked:

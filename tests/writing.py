@@ -12,7 +12,8 @@ import numpy as np
 import torch
 import transformers
 
-from tests.tiny import MELS, save_tiny
+from tests.faults import edit_json
+from tests.tiny import MELS, save_tiny, tiny_tokenizer
 
 WORDS = ("river", "market", "window", "report", "engine", "garden", "minute", "school")
 SIGNS = {"goal": "sport news", "chip": "a new code", "bread": "salt and food"}
@@ -67,6 +68,39 @@ def save_writer(name: str, folder: Path) -> Path:
         path = folder / "config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
         assert config["num_mel_bins"] == MELS
+    return folder
+
+
+def save_listener(name: str, folder: Path) -> Path:
+    """The tiny whisper as the real ones are: their kind of tokenizer, two languages of which none is said, a task, no
+    timestamps, tokens never said, and settings of beams that a greedy answer does not heed."""
+    save_writer(name, folder)
+    core = json.loads(tiny_tokenizer().backend_tokenizer.to_str())["model"]
+    said = ["<|startoftranscript|>", "<|en|>", "<|de|>", "<|translate|>", "<|transcribe|>", "<|notimestamps|>"]
+    merges = [tuple(pair) for pair in core["merges"]]
+    words = transformers.WhisperTokenizer(core["vocab"], merges, pad_token="<|endoftext|>", extra_special_tokens=said)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / file).unlink()
+    words.save_pretrained(folder)
+    ids = dict(zip(said, words.convert_tokens_to_ids(said), strict=True))
+    own = {
+        "decoder_start_token_id": ids[said[0]],
+        "eos_token_id": words.eos_token_id,
+        "bos_token_id": words.eos_token_id,
+    }
+    edit_json(folder / "config.json", lambda config: config.update(own))
+    rules = {
+        "is_multilingual": True,
+        "lang_to_id": {name: ids[name] for name in said[1:3]},
+        "task_to_id": {name.strip("<|>"): ids[name] for name in said[3:5]},
+        "no_timestamps_token_id": ids[said[5]],
+        "forced_decoder_ids": [[1, None], [2, ids["<|transcribe|>"]]],
+        "suppress_tokens": [*range(4, 24), *ids.values()],
+        "begin_suppress_tokens": [words.eos_token_id],
+        "num_beams": 3,
+        "no_repeat_ngram_size": 2,
+    }
+    (folder / "generation_config.json").write_text(json.dumps(own | rules), encoding="utf-8")
     return folder
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from compress.core import device
 from compress.core.registry import load
 from compress.pipeline import heard, served
-from compress.pipeline.asked import CHAT, Asked, Reading, asked_of, reading_of
+from compress.pipeline.asked import CHAT, Asked, Reading, asked_of, asked_to_write, reading_of
 from compress.pipeline.inputs import load_tokenizer, longest_sequence
 from compress.pipeline.judge import kind_of
 from compress.pipeline.probe import read_probe, texts_of
@@ -60,7 +60,7 @@ class Expected:
     rows: served.Rows | None = None
     note: str = ""
     config: Any = None
-    asked: Asked | None = None
+    asked: tuple[Asked, ...] = ()
     reading: Reading | None = None
 
     @property
@@ -122,10 +122,13 @@ def expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], sett
         chat = list(tokenizer(filled, add_special_tokens=False)["input_ids"])
     follow = heard.follower(reference, inputs[0], source.folder) if kind == "seq2seq" else None
     rows, note = (None, "") if decoder else served.rows_of(source, reference)
-    asked = asked_of(source, reference, tokenizer, chat) if settings.serve and decoder else None
-    reading = reading_of(reference, tokenizer, list(rounded)) if settings.serve and kind == "encoder" else None
     scored: dict[str, Any] = {"follow": follow, "rows": rows, "note": note, "config": source.checkpoint.config}
-    scored |= {"asked": asked, "reading": reading}
+    if settings.serve and decoder:
+        scored["asked"] = asked_of(source, reference, tokenizer, chat)
+    elif settings.serve and kind == "seq2seq":
+        scored["asked"] = asked_to_write(source, reference, tokenizer, settings.trust_remote_code)
+    elif settings.serve:
+        scored["reading"] = reading_of(reference, tokenizer, list(rounded))
     return Expected(inputs, exact, rounded, prompt, written, chosen, decoder, texts, ids, chat, **scored)
 
 

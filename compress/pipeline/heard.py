@@ -3,7 +3,6 @@ writes is the one that the reference would have written there."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.core.writing import read_config
 from export.client import RuntimeProcess
 from export.judge import GREEDY, Bounds, Line
 from export.reference import Reference
+from export.runtimes._rules import rules
 
 SAID = 24  # tokens of each sequence that the decoder is given
 
@@ -27,7 +26,7 @@ def inputs_of(source: Path, config: Any, sequences: Sequence[Tensor]) -> list[di
 
     Sound is noise of the size of log-mel features: no file has to be there, and every weight is used.
     """
-    start = torch.tensor([[_start(source)]])
+    start = torch.tensor([[rules(source).start]])
     said = [torch.cat([start, ids[None, :SAID]], 1) for ids in sequences]
     if getattr(config, "num_mel_bins", None):
         generator = torch.Generator().manual_seed(0)
@@ -52,15 +51,13 @@ def inputs_of(source: Path, config: Any, sequences: Sequence[Tensor]) -> list[di
 
 def follower(reference: Reference, given: Mapping[str, Tensor], source: Path) -> Follow:
     """The reference's logits behind the start token and what was written after it; tokens never said are left out."""
-    rules = _rules(source)
-    never = [int(token) for token in rules.get("suppress_tokens") or []]
-    first = [int(token) for token in rules.get("begin_suppress_tokens") or []]
+    said = rules(source)
 
     def follow(ids: Sequence[int]) -> Tensor:
         told = torch.cat([given["decoder_input_ids"][:, :1], torch.tensor([list(ids)], dtype=torch.int64)], 1)
         logits = reference.run({**given, "decoder_input_ids": told})[0, :-1].clone()
-        logits[:, never] = -torch.inf
-        logits[:1, first] = -torch.inf
+        for turn, row in enumerate(logits):
+            said.heed(row, turn)
         return logits
 
     return follow
@@ -82,14 +79,3 @@ def written_line(process: RuntimeProcess, given: Mapping[str, Tensor], follow: F
         at = int((lost > limit).nonzero()[0])
         line["said"] = f"at token {at + 1} the reference prefers its own by {float(lost[at]):.3g}"
     return line
-
-
-def _rules(source: Path) -> dict[str, Any]:
-    path = source / "generation_config.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
-
-
-def _start(source: Path) -> int:
-    config = {**read_config(source), **{k: v for k, v in _rules(source).items() if k == "decoder_start_token_id"}}
-    return int(config.get("decoder_start_token_id") or config.get("bos_token_id") or 0)

@@ -29,6 +29,7 @@ from export.client import RuntimeProcess
 from export.judge import MARGIN, Line
 from export.reference import Reference
 from export.runtimes._kind import Arithmetic
+from export.runtimes._rules import GREEDY
 from export.source import Source
 
 BOUND, WRITTEN_BOUND = 0.002, 0.005
@@ -130,11 +131,13 @@ def _few(found: HeldOut, recipe: Recipe) -> HeldOut:
 
 
 def _generation(model: Any, folder: Path) -> None:
-    """Give the model what its files say of generation."""
+    """Give the model what its files say of generation, but for what keeps it from the likeliest tokens: no runtime's
+    loop knows that (`Session.write`)."""
     from transformers import GenerationConfig
 
     model.config.use_cache = True
     with suppress(OSError):
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        model.generation_config.update(**GREEDY)
         return
     raise CompressError(f"{folder} has no generation_config.json; copy the one of the original model")

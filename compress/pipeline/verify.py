@@ -72,11 +72,9 @@ def verify(where: Path, source: Source, settings: VerifySettings, hooks: Hooks) 
                 found, figures = _judged(where, name, told, expected, settings)
                 lines += found
                 measurements += figures
-                if expected.asked is not None and environments.runtime(name).server is not None:
+                if settings.serve and environments.runtime(name).server is not None:
                     hooks.report(f"serving with {name}", number, len(chosen))
-                    given = {"port": settings.port, "threads": settings.threads, "trusted": settings.trust_remote_code}
-                    allowed = expected.allowed(arithmetic_of(name, told))
-                    lines += asked.by_server(where, name, expected.asked, allowed, given)
+                    lines += _served(where, name, told, expected, settings)
             except CompressError as error:  # what it says as it refuses the file, or its last words
                 runtime = f"{name} {environments.place(name).version}"
                 lines.append({"check": "opens and runs", "runtime": runtime, "passed": False, "said": str(error)})
@@ -191,6 +189,18 @@ def _judged(
     lines[0] = {**lines[0], "arithmetic": allowed.why, **{f"arithmetic_{k}": v for k, v in allowed.plain.items()}}
     about = {"export": str(where), "format": told["format"], "runtime": runtime}
     return lines, [*_figures(f"{where} in {name}", about, lines, timed, memory), *scored]
+
+
+def _served(where: Path, name: str, told: dict[str, Any], expected: Expected, settings: VerifySettings) -> list[Line]:
+    """What a client of the runtime's server says; no line where it serves no such model."""
+    given = {"port": settings.port, "threads": settings.threads, "trusted": settings.trust_remote_code}
+    arithmetic, pooling = arithmetic_of(name, told), told["facts"].get("pooling")
+    if expected.asked:
+        return asked.by_server(where, name, expected.asked[0], expected.allowed(arithmetic), given)
+    if expected.reading is None or pooling is None:
+        return []
+    allowed = expected.allowed_reading(arithmetic)
+    return asked.embedded_by_server(where, name, expected.reading, pooling, allowed, given)
 
 
 def _asks(name: str) -> bool:

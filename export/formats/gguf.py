@@ -99,6 +99,8 @@ def write(source: Source, folder: Path, options: Options, report: Report) -> Wri
             writer.write_tensor_data(factors.numpy())
     packed = tuple(each.layer for each in tensors if each.layer is not None)
     facts: dict[str, Any] = {"file": FILE, "tensors": dict(Counter(kind.name for kind in kinds.values()))}
+    if found.embedder:  # what its server is asked for, and what is right then
+        facts["pooling"] = architecture.pooling(source.folder)
     facts["arithmetic"] = {"dense": _INPUTS[_kept_dtype(source, options)]}
     return Written(packed, *_limits(config, words, facts))
 

@@ -183,14 +183,14 @@ def _write_embedder(writer: Any, config: Any, folder: Path) -> None:
 
     writer.add_causal_attention(False)
     writer.add_token_type_count(int(getattr(config, "type_vocab_size", 1)))
-    if (mode := pooling(folder)) is not None:
+    if (mode := pooling(folder)) != "none":
         writer.add_pooling_type(getattr(gguf.PoolingType, POOLING[mode]))
 
 
-def pooling(folder: Path) -> str | None:
-    """How an embedder of sentence-transformers makes one vector of many, a key of POOLING; None when nothing says.
+def pooling(folder: Path) -> str:
+    """How an embedder of sentence-transformers makes one vector of many, a key of POOLING; `none` when nothing says.
 
-    Raises RecipeError for a way that llama.cpp has not.
+    Raises RecipeError for what llama.cpp does not do.
     """
     modules = folder / "modules.json"
     listed = json.loads(modules.read_text(encoding="utf-8")) if modules.is_file() else []
@@ -198,7 +198,7 @@ def pooling(folder: Path) -> str | None:
         raise RecipeError("its vectors go through a Dense layer, which llama.cpp's bert has not; export onnx")
     path = next((module["path"] for module in listed if module["type"].endswith("Pooling")), None)
     if path is None:
-        return None
+        return "none"
     told = json.loads((folder / path / "config.json").read_text(encoding="utf-8"))
     mode = told.get("pooling_mode") or next((m for m in POOLING if told.get(f"pooling_mode_{m}")), None)
     mode = mode or (

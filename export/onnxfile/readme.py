@@ -16,6 +16,8 @@ AUTO = {
     "ForConditionalGeneration": ("ORTModelForSeq2SeqLM", "text2text-generation"),
     "MTModel": ("ORTModelForSeq2SeqLM", "text2text-generation"),
 }
+NEWER = "TokenizersBackend"
+"""What transformers 5 calls a PreTrainedTokenizerFast in what it writes; optimum's, 4.57, does not know the name."""
 ASKED = {"question-answering": 'question="Who waits?", context="The keeper waits."', "fill-mask": None}
 
 
@@ -30,7 +32,19 @@ def lines(folder: Path) -> list[str]:
     if (folder / "model" / "config.pbtxt").is_file() or (folder / "encoder_model" / "config.pbtxt").is_file():
         return _triton(folder)
     found = [] if writes else _session(auto)
-    return found + _optimum(auto, task, hears)
+    return found + _older(folder, _optimum(auto, task, hears))
+
+
+def _older(folder: Path, asked: list[str]) -> list[str]:
+    """The same with a tokenizer that transformers 4.57 knows, opened as 5 opens it."""
+    file = folder / "tokenizer_config.json"
+    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if told.get("tokenizer_class") != NEWER:
+        return asked
+    names = told.get("model_input_names") or ["input_ids", "attention_mask"]  # 4.57 has another default
+    opened = f'PreTrainedTokenizerFast.from_pretrained(".", model_input_names={names})'
+    text = "\n".join(asked).replace('AutoTokenizer.from_pretrained(".")', opened)
+    return text.replace("AutoTokenizer", "PreTrainedTokenizerFast").split("\n")
 
 
 def _session(auto: str) -> list[str]:

@@ -16,10 +16,13 @@ returned (a session) speaks numpy:
     write(inputs, n)    ids that it writes for what it reads                               (encoder-decoders)
     normalised          True where `run` gives log-probabilities for want of logits
     timed(ids, n)       seconds of prefill, and of each of n decode steps, where `step` cannot show them
-    answer(asked, n)    (text, client): what the client that its users use, opened afresh from the folder, says to
-                        messages or to a prompt in n greedy tokens, up to its end token   (decoders)
-    read(texts)         {"client": its name} and what it makes of each text               (encoders): "values", the
-                        first output without padding, or "labels", [class, score] of each token
+    answer(asked, n)    (said, client): what the client that its users use, opened afresh from the folder, says in n
+                        greedy tokens, up to its end token; ids where it gives ids, else text. asked: messages or a
+                        prompt (decoders), a text or {"raw", "sampling_rate"} (encoder-decoders); ids without the prompt
+                        and without the token that decoding starts with
+    read(texts)         {"client": its name} and what it makes of each text, given as [text] or [text, second text]
+                        (encoders): "values", the first output without padding, or "labels", [position, class, score]
+                        of each token that it tells of
 
 `answer` and `read` are left out where there is no such client, or a server in its place; what is asked of a session is
 asked before them, as they may give up what was open.

@@ -122,14 +122,16 @@ class Server:
             return None
         return [int(token) for token in self._open().chat(messages) or []]
 
-    def answer(self, asked: list[dict[str, str]] | str, n: int) -> dict[str, str] | None:
-        """What its client says to messages or a prompt: {"text", "client"}; None where it has none."""
+    def answer(self, asked: Any, n: int) -> dict[str, Any] | None:
+        """What its client says to messages, a prompt, a text or a sound: {"ids" or "text", "client"}; None where it has
+        none."""
         if not hasattr(self._open(), "answer"):
             return None
-        text, client = self._open().answer(asked, n)
-        return {"text": text, "client": client}
+        said, client = self._open().answer(asked, n)
+        told = {"text": said} if isinstance(said, str) else {"ids": [int(token) for token in said]}
+        return {**told, "client": client}
 
-    def read(self, texts: list[str]) -> dict[str, Any] | None:
+    def read(self, texts: list[list[str]]) -> dict[str, Any] | None:
         """What its client makes of texts: {"client", "values" or "labels"}, plain lists; None where it has none."""
         return self._open().read(texts) if hasattr(self._open(), "read") else None
 

@@ -72,7 +72,7 @@ class Session:
             return None
         return self.tokenize(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
-    def answer(self, asked: list[dict[str, str]] | str, n: int) -> tuple[str, str]:
+    def answer(self, asked: list[dict[str, str]] | str, n: int) -> tuple[list[int], str]:
         """What its `generate` says, greedy, whatever generation_config.json asks for."""
         if isinstance(asked, str):
             inputs = self.tokenizer(asked, return_tensors="pt")
@@ -85,9 +85,7 @@ class Session:
             input_ids=ids, attention_mask=self.torch.ones_like(ids), max_new_tokens=n, do_sample=False, num_beams=1,
             repetition_penalty=1.0,
         )  # fmt: skip
-        kept = made[0][ids.shape[1] :].tolist()
-        said = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(said), f"gptqmodel {version('gptqmodel')}, GPTQModel.generate"
+        return made[0][ids.shape[1] :].tolist(), f"gptqmodel {version('gptqmodel')}, GPTQModel.generate"
 
 
 def _refuses(config: Mapping[str, Any]) -> str | None:

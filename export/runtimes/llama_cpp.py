@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,9 +151,12 @@ class Session:
 
 
 def server(folder: str, port: int) -> list[str]:
-    """What starts an OpenAI server."""
+    """What starts an OpenAI server, of vectors where the export says how they are pooled."""
+    card = Path(folder) / "export.json"
+    said = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
+    embeds = ["--embedding", "true"] if "pooling" in said.get("facts", {}) else []
     told = ["--model", str(Path(folder) / FILE), "--host", "127.0.0.1", "--port", str(port)]
-    return ["-m", "llama_cpp.server", *told, "--n_ctx", str(CONTEXT)]
+    return ["-m", "llama_cpp.server", *told, "--n_ctx", str(CONTEXT), *embeds]
 
 
 def probe(threads: int) -> list[dict[str, Any]]:

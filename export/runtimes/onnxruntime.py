@@ -9,12 +9,14 @@ Source: onnxruntime_session_options_config_keys.h; providers: its documentation 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from export.runtimes import _onnx_probe
 from export.runtimes._kind import Arithmetic, Runtime
+from export.runtimes._rules import rules
 
 ENCODER, DECODER, WITH_PAST = "encoder_model", "decoder_model", "decoder_with_past_model"
 
@@ -28,7 +30,7 @@ class Session:
         self.config = _json(self.folder / "config.json")
         self.kind = "encoder-decoder" if self.config.get("is_encoder_decoder") else "encoder"
         self.vocabulary = int(self.config.get("vocab_size") or 0)
-        self.settings = settings
+        self.settings, self.rules = settings, rules(self.folder)
         names = (ENCODER, DECODER, WITH_PAST) if self.kind == "encoder-decoder" else ("model",)
         self.graphs = {name: self._open(name) for name in names}
         self.reads = {name: {i.name: i for i in graph.get_inputs()} for name, graph in self.graphs.items()}
@@ -62,23 +64,18 @@ class Session:
         import numpy as np
 
         told = self._read(inputs)
-        rules = _json(self.folder / "generation_config.json") | {}
         rows = len(told["encoder_hidden_states"])
         if "decoder_input_ids" not in inputs:
-            told["input_ids"] = np.tile(np.asarray([self.beginning(rules)], np.int64), (rows, 1))
-        ends = rules.get("eos_token_id", self.config.get("eos_token_id"))
-        ends = set(ends if isinstance(ends, list) else [ends])
-        never = [int(t) for t in rules.get("suppress_tokens") or []]
-        first = [int(t) for t in rules.get("begin_suppress_tokens") or []]
+            told["input_ids"] = self._beginnings(told)
         written: list[list[int]] = [[] for _ in range(rows)]
         done = [False] * rows
         made, kept = self._step(DECODER, told)
         for turn in range(n):
             logits = made[:, -1].copy()
-            logits[:, never + (first if turn == 0 else [])] = -np.inf
+            self.rules.heed(logits, turn)
             chosen = logits.argmax(-1)
             for row, token in enumerate(chosen.tolist()):
-                done[row] = done[row] or token in ends
+                done[row] = done[row] or token in self.rules.ends
                 if not done[row]:
                     written[row].append(token)
             if all(done) or turn == n - 1:
@@ -87,18 +84,26 @@ class Session:
             kept |= more
         return written
 
-    def beginning(self, rules: Mapping[str, Any]) -> list[int]:
-        """What a text begins with: the start token, and what generation_config.json forces after it."""
-        start = rules.get("decoder_start_token_id", self.config.get("decoder_start_token_id"))
-        found = [int(start if start is not None else self.config["bos_token_id"])]
-        language, task = rules.get("language"), rules.get("task")
-        if rules.get("is_multilingual") and language in (rules.get("lang_to_id") or {}):
-            found += [rules["lang_to_id"][language], rules["task_to_id"][task or "transcribe"]]
-        if rules.get("no_timestamps_token_id") is not None:
-            found.append(int(rules["no_timestamps_token_id"]))
-        return found
+    def answer(self, asked: Any, n: int) -> tuple[list[int], str]:
+        """Ids that `write` makes of a text or a sound, tokens or features made by transformers."""
+        import numpy as np
+        import onnxruntime
+        from transformers import AutoFeatureExtractor, AutoTokenizer
 
-    def read(self, texts: list[str]) -> dict[str, Any] | None:
+        trusted = bool(self.settings.get("trust_remote_code"))
+        opened = {"local_files_only": True, "trust_remote_code": trusted}
+        if isinstance(asked, str):
+            inputs = dict(AutoTokenizer.from_pretrained(self.folder, **opened)([asked], return_tensors="np"))
+        else:
+            extractor = AutoFeatureExtractor.from_pretrained(self.folder, **opened)
+            made = extractor(
+                np.asarray(asked["raw"], np.float32), sampling_rate=asked["sampling_rate"], return_tensors="np"
+            )
+            inputs = {"input_features": made["input_features"]}
+        told = {name: a.astype("float32" if a.dtype.kind == "f" else "int64") for name, a in inputs.items()}
+        return self.write(told, n)[0], f"onnxruntime {onnxruntime.__version__}, InferenceSession"
+
+    def read(self, texts: list[list[str]]) -> dict[str, Any] | None:
         """What a session makes of texts in one batch, their tokens made by transformers: what README shows."""
         import onnxruntime
         from transformers import AutoTokenizer
@@ -108,7 +113,7 @@ class Session:
             return None
         trusted = bool(self.settings.get("trust_remote_code"))
         tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=trusted)
-        made = dict(tokenizer(texts, padding=True, return_tensors="np"))
+        made = dict(tokenizer(*(list(part) for part in zip(*texts, strict=True)), padding=True, return_tensors="np"))
         mask = made["attention_mask"]
         inputs = {i.name: made.get(i.name, mask * 0).astype("int64") for i in session.get_inputs()}
         output = session.run(None, inputs)[0].astype("float32")
@@ -134,11 +139,26 @@ class Session:
             given["input_features"] = np.zeros((len(written), *shape[1:]), np.float32)
         hidden = self._ask(ENCODER, given)[0]
         if written is None:
-            written = np.full((len(hidden), 1), self.beginning({})[0], np.int64)
+            written = np.full((len(hidden), 1), self.rules.start, np.int64)
         mask = given.get("attention_mask")
         if mask is None and not hears:
             mask = np.ones(given["input_ids"].shape, np.int64)
         return {"encoder_hidden_states": hidden, "input_ids": written, "encoder_attention_mask": mask}
+
+    def _beginnings(self, told: Mapping[str, Any]) -> Any:
+        """What each row begins with (B, T); told: of `_read`. Languages are detected where none is said."""
+        import numpy as np
+
+        logits: list[Any] = []
+
+        def preferred(row: int, tokens: Sequence[int]) -> int:
+            if not logits:
+                logits.append(self._step(DECODER, told)[0][:, -1])
+            return tokens[int(logits[0][row, list(tokens)].argmax())]
+
+        rows = range(len(told["encoder_hidden_states"]))
+        found = [self.rules.beginning(partial(preferred, row)) for row in rows]
+        return np.asarray(found, np.int64)
 
     def _step(self, name: str, given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         found = self._ask(name, given)

@@ -80,7 +80,7 @@ class Session:
             raise
         return self.tokenize(filled)
 
-    def answer(self, asked: Sequence[Mapping[str, str]] | str, n: int) -> tuple[str, str]:
+    def answer(self, asked: Sequence[Mapping[str, str]] | str, n: int) -> tuple[list[int], str]:
         """What its README's loop says, greedy, whatever genai_config.json asks for."""
         import numpy as np
 
@@ -97,8 +97,8 @@ class Session:
         generator.append_tokens(ids)
         while not generator.is_done():
             generator.generate_next_token()
-        said = str(tokenizer.decode(generator.get_sequence(0)[len(ids) :]))
-        return said, f"onnxruntime-genai {version('onnxruntime-genai')}, Generator"
+        said = generator.get_sequence(0)[len(ids) :]
+        return [int(token) for token in said], f"onnxruntime-genai {version('onnxruntime-genai')}, Generator"
 
     def _fresh(self, length: int) -> None:
         self.generator = None  # its cache first

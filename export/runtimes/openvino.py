@@ -70,7 +70,7 @@ class Session:
         filled = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
         return self.tokenize(filled)
 
-    def answer(self, asked: Sequence[Mapping[str, str]] | str, n: int) -> tuple[str, str]:
+    def answer(self, asked: Sequence[Mapping[str, str]] | str, n: int) -> tuple[list[int], str]:
         """What optimum-intel's model says, greedy, whatever generation_config.json asks for."""
         from optimum.intel import OVModelForCausalLM
 
@@ -84,14 +84,13 @@ class Session:
             )
         made = model.generate(**inputs, max_new_tokens=n, do_sample=False, num_beams=1, repetition_penalty=1.0)
         kept = made[0][inputs["input_ids"].shape[1] :]
-        said = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(said), f"optimum-intel {version('optimum-intel')}, OVModelForCausalLM"
+        return kept.tolist(), f"optimum-intel {version('optimum-intel')}, OVModelForCausalLM"
 
-    def read(self, texts: Sequence[str]) -> dict[str, Any]:
+    def read(self, texts: Sequence[Sequence[str]]) -> dict[str, Any]:
         """What the compiled model makes of texts, each by itself."""
         found = []
         for text in texts:
-            told = self.tokenizer(text, return_tensors="np")
+            told = self.tokenizer(*text, return_tensors="np")
             found.append(self.run({name: value.astype("int64") for name, value in told.items()})[0].tolist())
         return {"client": f"openvino {version('openvino')}, compile_model", "values": found}
 

@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 
 from export.runtimes._kind import Arithmetic, Runtime
-
-TASKS = {"ForSequenceClassification": "text-classification", "ForTokenClassification": "token-classification"}
-"""The end of a model class's name -> its pipeline."""
-EMBEDS = "feature-extraction"
+from export.runtimes._pipelines import HEARS, read, read_by_class, task_of
+from export.runtimes._rules import GREEDY
 
 
 class Session:
@@ -41,7 +39,7 @@ class Session:
         self._auto, self._folder, self._trusted = transformers.AutoTokenizer, folder, trusted
         self._tokenizer: Any = None
         self._cache: Any = None
-        self._asked: Any = None
+        self._client: Any = None
         taken = inspect.signature(self.model.forward).parameters
         if self.kind == "encoder-decoder":
             self.timed = self._timed
@@ -85,55 +83,72 @@ class Session:
         """Greedy ids for each row, the start token left out."""
         given = {name: self.torch.from_numpy(np.asarray(a)) for name, a in inputs.items()}
         with self.torch.inference_mode():
-            found = self.model.generate(**given, max_new_tokens=n, do_sample=False, num_beams=1)
+            found = self.model.generate(**given, max_new_tokens=n, use_cache=_fits(self.model.config), **GREEDY)
         return [row[1:] for row in found.tolist()]
 
-    def answer(self, asked: list[dict[str, str]] | str, n: int) -> tuple[str, str]:
-        """What `pipeline("text-generation")` says, greedy, whatever generation_config.json asks for."""
-        said = self._pipeline("text-generation")(
-            asked, max_new_tokens=n, do_sample=False, num_beams=1, repetition_penalty=1.0, return_full_text=False,
-            clean_up_tokenization_spaces=False,
-        )  # fmt: skip
-        return str(said[0]["generated_text"]), self._client("text-generation")
+    def answer(self, asked: Any, n: int) -> tuple[str | list[int], str]:
+        """What the model's pipeline says, or `generate` where it has none any more, greedy, whatever
+        generation_config.json asks for."""
+        if self.kind == "decoder":
+            said = self._pipeline("text-generation")(
+                asked, max_new_tokens=n, do_sample=False, num_beams=1, repetition_penalty=1.0, return_full_text=False,
+                clean_up_tokenization_spaces=False,
+            )  # fmt: skip
+            return str(said[0]["generated_text"]), self._named("pipeline text-generation")
+        if not isinstance(asked, str):
+            heard = {**asked, "raw": np.asarray(asked["raw"], np.float32)}
+            said = self._pipeline(HEARS)(heard, generate_kwargs={"max_new_tokens": n, **GREEDY})
+            return str(said["text"]), self._named(f"pipeline {HEARS}")
+        model = self._by_class("AutoModelForSeq2SeqLM")
+        inputs = self.tokenizer([asked], return_tensors="pt")
+        kept = {name: inputs[name] for name in ("input_ids", "attention_mask")}  # BART knows no token_type_ids
+        made = model.generate(**kept, max_new_tokens=n, use_cache=_fits(model.config), **GREEDY)
+        return made[0, 1:].tolist(), self._named("AutoModelForSeq2SeqLM.generate")
 
-    def read(self, texts: list[str]) -> dict[str, Any] | None:
-        """What the pipeline of the model's task makes of texts; None where transformers has none."""
+    def read(self, texts: list[list[str]]) -> dict[str, Any] | None:
+        """What the pipeline of the model's task makes of texts, or the model itself; None where transformers has no
+        class for such models."""
+        import transformers
+
         name, config = type(self.model).__name__, self.model.config
-        task = next((task for ending, task in TASKS.items() if name.endswith(ending)), None)
-        if task is None and "For" in name:  # question-answering has no pipeline any more, others never had one
+        task = task_of(name)
+        if task is not None:
+            return {"client": self._named(f"pipeline {task}"), **read(self._pipeline(task), task, config, texts)}
+        auto = f"AutoModel{name[name.index('For') :]}"
+        if not hasattr(transformers, auto):
             return None
-        asked: dict[str, Any] = {}
-        if task == "text-classification":
-            asked = {"top_k": None, "function_to_apply": "none"}
-        elif task == "token-classification":
-            asked = {"aggregation_strategy": "none", "ignore_labels": []}
-        found = [self._pipeline(task or EMBEDS)(text, **asked) for text in texts]
-        told = {"client": self._client(task or EMBEDS)}
-        numbers = {label: int(number) for label, number in config.label2id.items()}
-        if task == "token-classification":
-            rows = [[[t["index"], numbers[t["entity"]], float(t["score"])] for t in text] for text in found]
-            return {**told, "labels": rows}
-        if task == "text-classification":
-            scores = [{numbers[said["label"]]: float(said["score"]) for said in text} for text in found]
-            return {**told, "values": [[row[number] for number in sorted(row)] for row in scores]}
-        return {**told, "values": [text[0] for text in found]}
+        model, tensor = self._by_class(auto), self.torch.Tensor
+        with self.torch.inference_mode():
+            found = read_by_class(model, self.tokenizer, lambda output: _first(output, tensor).float(), texts)
+        return {"client": self._named(auto), **found}
 
     def _pipeline(self, task: str) -> Any:
         """The folder's pipeline, opened as users do, in float32; the session's own model is given up for it."""
         import transformers
 
-        if self._asked is None:
+        if self._client is None:
             self.model = self._cache = None
             more = {"trust_remote_code": True} if self._trusted else {}
-            self._asked = transformers.pipeline(
+            self._client = transformers.pipeline(
                 task, model=self._folder, dtype=self.torch.float32, device="cpu", **more
             )
-        return self._asked
+        return self._client
 
-    def _client(self, task: str) -> str:
+    def _by_class(self, auto: str) -> Any:
+        """The folder's model, opened in float32 by the class of transformers that its users name."""
         import transformers
 
-        return f"transformers {transformers.__version__}, pipeline {task}"
+        if self._client is None:
+            self.model = self._cache = None
+            more = {"trust_remote_code": True} if self._trusted else {}
+            opened = {"dtype": self.torch.float32, "local_files_only": True, **more}
+            self._client = getattr(transformers, auto).from_pretrained(self._folder, **opened).eval()
+        return self._client
+
+    def _named(self, what: str) -> str:
+        import transformers
+
+        return f"transformers {transformers.__version__}, {what}"
 
     def tokenize(self, text: str) -> list[int]:
         """Ids by the folder's tokenizer."""
@@ -163,6 +178,12 @@ def _opener(config: Any) -> Any:
         return getattr(transformers, name)
     causal = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     return transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+
+
+def _fits(config: Any) -> bool:
+    """Whether a cache can be used: transformers 5.24 makes T5's as deep as its encoder, whatever its decoder needs."""
+    layers = int(getattr(config, "num_hidden_layers", 0))
+    return int(getattr(config, "num_decoder_layers", 0) or 0) <= layers
 
 
 def _kind(model: Any) -> str:

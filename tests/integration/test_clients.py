@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from compress.pipeline.hooks import Hooks
 from compress.pipeline.verify import Verified, raise_if_wrong
 from export import environments, judge
 from export.source import Source
+from tests import tiny
 from tests.exporting import InProcess, artifact, written
-from tests.faults import edit_json, reseal
+from tests.faults import edit_json, plant, reseal
 from tests.integration.test_onnx import compressed
+from tests.writing import save_listener
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -87,21 +90,100 @@ def test_labels_are_those_of_the_reference(tmp_path: Path, kind: str) -> None:
         assert line["equal"] == line["of"] > 8
 
 
-def test_a_model_that_no_client_asks_is_said(base: Path, tmp_path: Path) -> None:
-    out = artifact("bert", base, bits=8)  # a masked model: no pipeline but one that wants a mask
+def test_a_model_that_no_client_asks_is_said(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = artifact("bert", base, bits=8)  # a masked model whose tokenizer has no mask
     found = asked(written(out, "compressed-tensors", where=tmp_path / "x")[0], out, "transformers")
     assert found.notes == ["transformers was not asked: it has no client for a model that does what this one does"]
-    with pytest.raises(UsageError, match="optimum has neither a server nor a client; leave --serve out"):
-        asked_absent(out, tmp_path)
+    where = written(out, "onnx", where=tmp_path / "y")[0]
+    known = environments.runtime("onnxruntime")
+    monkeypatch.setattr(stage.environments, "runtime", lambda _: replace(known, client=False))
+    with pytest.raises(UsageError, match="onnxruntime has neither a server nor a client; leave --serve out"):
+        asked(where, out, "onnxruntime")
 
 
-def asked_absent(out: Path, tmp_path: Path) -> None:
-    """--serve of a runtime that cannot be asked, as if it were installed."""
-    with pytest.MonkeyPatch.context() as patch:
-        there = environments.place("transformers").interpreter
-        place = environments.Place("optimum", there, "1", "own", "")
-        patch.setattr(stage.environments, "place", lambda _: place)
-        asked(written(out, "onnx", where=tmp_path / "y")[0], out, "optimum")
+WRITE = {
+    ("bart", "compressed-tensors"): "AutoModelForSeq2SeqLM.generate",
+    ("bart", "onnx"): "InferenceSession",
+    ("whisper", "compressed-tensors"): "pipeline automatic-speech-recognition",
+    ("whisper", "onnx"): "InferenceSession",
+}
+
+
+@pytest.mark.parametrize(("name", "form"), list(WRITE))
+def test_what_reads_and_writes_is_asked(
+    base: Path, tmp_path: Path, name: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text or a sound; beams, lengths and repetitions that generation_config.json asks for are not heeded, tokens
+    that it forbids and what it begins with are."""
+    runtime = "onnxruntime" if form == "onnx" else "transformers"
+    monkeypatch.setattr(tiny, "save_tiny", as_real_ones)
+    out = artifact(name, base, bits=8)
+    where = written(out, form, where=tmp_path / "x")[0]
+    found = asked(where, out, runtime)
+    lines = [line for line in found.lines if "client" in line]
+    assert found.passed, [line for line in found.lines if not line["passed"]]
+    assert [(line["check"], line["equal"], line["of"]) for line in lines] == [("served answer", 32, 32)] * (
+        1 if name == "whisper" else 2
+    )
+    assert all(line["client"].endswith(WRITE[name, form]) for line in lines)
+    monkeypatch.setattr(stage, "static_lines", lambda *_: [{"check": "nothing", "runtime": "", "passed": True}])
+    if form == "onnx":  # the file begins texts otherwise: only the client goes by it
+        other = {"language": "<|en|>"} if name == "whisper" else {"decoder_start_token_id": 9}
+        edit_json(where / "generation_config.json", lambda said: said.update(other))
+        reseal(where)
+    else:
+        where = written(plant("dropped bias", Source(out), tmp_path / "faulty"), form, where=tmp_path / "y")[0]
+    wrong = [line for line in asked(where, out, runtime).lines if not line["passed"]]
+    assert "served answer" in {line["check"] for line in wrong}
+    assert form != "onnx" or {line["check"] for line in wrong} == {"served answer"}
+
+
+def as_real_ones(name: str, folder: Path) -> Path:
+    """Encoder-decoders with what real ones ask for; encoders with a mask."""
+    if name == "whisper":
+        return save_listener(name, folder)
+    tiny.tiny_model(name).save_pretrained(folder)
+    tokenizer = tiny.tiny_tokenizer()
+    tokenizer.add_special_tokens({"mask_token": "<mask>"})
+    tokenizer.save_pretrained(folder)
+    if name == "bart":
+        asked_for = {"num_beams": 4, "min_length": 20, "no_repeat_ngram_size": 3, "forced_bos_token_id": 7,
+                     "forced_eos_token_id": 2, "bad_words_ids": [[84]]}  # fmt: skip
+        edit_json(folder / "generation_config.json", lambda said: said.update(asked_for))
+    return folder
+
+
+@pytest.mark.parametrize("form", ["compressed-tensors", "onnx"])
+def test_a_mask_is_filled_as_the_reference_fills_it(
+    base: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = "onnxruntime" if form == "onnx" else "transformers"
+    monkeypatch.setattr(tiny, "save_tiny", as_real_ones)
+    out = artifact("bert", base / "masked", bits=8)
+    line = of_client(asked(written(out, form, where=tmp_path / "x")[0], out, runtime))
+    assert line["passed"], line
+    if form == "compressed-tensors":
+        assert line["client"].endswith("pipeline fill-mask")
+        assert (line["check"], line["equal"], line["of"]) == ("served labels", 2, 2)
+    faulty = written(plant("off-by-one zero", Source(out), tmp_path / "faulty"), form, where=tmp_path / "y")[0]
+    monkeypatch.setattr(stage, "static_lines", lambda *_: [{"check": "nothing", "runtime": "", "passed": True}])
+    assert not of_client(asked(faulty, out, runtime))["passed"]
+
+
+@pytest.mark.parametrize("form", ["compressed-tensors", "onnx"])
+def test_questions_are_answered_by_the_models_own_class(
+    base: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = "onnxruntime" if form == "onnx" else "transformers"
+    monkeypatch.setitem(tiny.AUTO, "bert", "AutoModelForQuestionAnswering")
+    out = artifact("bert", base / "questions", bits=8)
+    where = written(out, form, where=tmp_path / "x")[0]
+    line = of_client(asked(where, out, runtime))
+    assert (line["check"], line["passed"]) == ("served values: largest difference", True)
+    assert line["client"].endswith("AutoModelForQuestionAnswering" if runtime == "transformers" else "InferenceSession")
+    faulty = written(plant("off-by-one zero", Source(out), tmp_path / "faulty"), form, where=tmp_path / "y")[0]
+    monkeypatch.setattr(stage, "static_lines", lambda *_: [{"check": "nothing", "runtime": "", "passed": True}])
+    assert not of_client(asked(faulty, out, runtime))["passed"]
 
 
 def test_trust_in_a_models_code_reaches_the_session(

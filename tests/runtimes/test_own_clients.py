@@ -13,8 +13,10 @@ from compress.pipeline.hooks import Hooks
 from compress.pipeline.verify import Verified
 from export import environments
 from export.source import Source
+from tests import tiny
 from tests.exporting import artifact, written
 from tests.faults import plant
+from tests.integration.test_clients import as_real_ones
 
 pytestmark = pytest.mark.runtimes
 
@@ -50,6 +52,34 @@ def test_clients_say_what_the_reference_writes(
     line = answered(asked(written(out, form, where=tmp_path / "x")[0], out, runtime))
     assert line["client"].endswith(client)
     assert line["equal"] == line["of"]
+
+
+READS = {
+    "bert-classifier": "pipeline text-classification",
+    "bert-tagger": "pipeline token-classification",
+    "bert-embedder": "pipeline feature-extraction",
+    "bert": "pipeline fill-mask",
+    "bert-answerer": "ORTModelForQuestionAnswering",
+    "bart": "ORTModelForSeq2SeqLM.generate",
+    "whisper": "ORTModelForWhisper.generate",
+}
+
+
+@pytest.mark.parametrize("name", list(READS))
+def test_optimum_is_asked_as_its_users_ask(
+    base: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name in ("bert", "bart", "whisper"):  # a mask; settings of beams and beginnings
+        monkeypatch.setattr(tiny, "save_tiny", as_real_ones)
+    if name == "bert-answerer":
+        monkeypatch.setitem(tiny.AUTO, "bert", "AutoModelForQuestionAnswering")
+    out = artifact("bert" if name == "bert-answerer" else name, base / f"optimum-{name}", bits=8)
+    found = asked(written(out, "onnx", where=tmp_path / "x")[0], out, "optimum")
+    lines = [line for line in found.lines if "client" in line]
+    assert found.passed, [line for line in found.lines if not line["passed"]]
+    assert len(lines) == (2 if name == "bart" else 1)
+    assert all(line["client"].endswith(READS[name]) for line in lines)
+    assert all(line["equal"] == line["of"] > 0 for line in lines if "equal" in line)
 
 
 V2 = {"checkpoint_format": "gptq_v2"}

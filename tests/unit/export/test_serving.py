@@ -18,7 +18,7 @@ from compress.core import device
 from compress.core.errors import CompressError, UsageError
 from export import judge, serving
 from export.runtimes import _guard
-from export.serving import Answer, Server, free_port
+from export.serving import Answer, Embedded, Server, free_port
 
 SCRIPT = Path(__file__).parents[2] / "fake_server.py"
 CHAT = [{"role": "user", "content": "Hello?"}]
@@ -49,6 +49,7 @@ def test_a_server_is_asked_by_the_client_that_is_installed(monkeypatch: pytest.M
     with start("right:An apple.") as server:
         assert server.chat(CHAT, 32) == Answer("An apple.", 7, f"openai {version}" if version else "HTTP")
         assert server.complete("Once", 32).text == "An apple."
+        assert server.embed("Once") == Embedded([4.0, 0.5], 2, f"openai {version}" if version else "HTTP")
         pid = server._process.pid
     assert gone(pid)
     assert not serving.listens(server.port)
