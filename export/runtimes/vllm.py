@@ -32,6 +32,8 @@ ASKED = {
 """Variables it runs with: threads are ours to give, 4-bit layers keep bfloat16 inputs, nothing is sent anywhere."""
 SIZE = 32
 """What inputs and outputs of 4-bit layers must be divisible by."""
+HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Sizes of heads that attention on the CPU has (v1/attention/backends/cpu_attn.py, get_supported_head_sizes)."""
 
 
 class Session:
@@ -135,9 +137,21 @@ def _refuses(config: Mapping[str, Any]) -> str | None:
         return (
             "it opens GPTQ weights without zero points only (quantize with --symmetric, or export compressed-tensors)"
         )
-    sizes = [config.get(key) for key in ("hidden_size", "intermediate_size")]
-    if any(isinstance(size, int) and size % SIZE for size in sizes):
+    return _misfits(config)
+
+
+def _misfits(config: Mapping[str, Any]) -> str | None:
+    """Sizes of layers and heads, and windows, that it does not compute with."""
+    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+    head = config.get("head_dim") or (hidden // heads if heads and hidden else None)
+    sizes = [size for size in (hidden, config.get("intermediate_size"), heads and head and heads * head) if size]
+    if any(size % SIZE for size in sizes):
         return f"its CPU kernels take layers whose sizes are multiples of {SIZE}, and these are {sizes}"
+    if head and head not in HEADS:
+        return f"its CPU kernels take heads of {', '.join(map(str, HEADS))}, and these have {head}"
+    kinds = set(config.get("layer_types") or [])
+    if config.get("model_type") == "qwen2" and len(kinds) > 1:
+        return "its qwen2 has windows in all layers or in none, and here some have one"
     return None
 
 
