@@ -41,10 +41,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the reference makes of each of TEXTS, by itself. rounded: the same by arithmetic."""
+    """What the reference makes of each of TEXTS, by itself.
+
+    rounded: the same by arithmetic. shaken: the same with other last bits, in every draw.
+    """
 
     exact: list[Tensor]
     rounded: dict[Arithmetic, list[Tensor]]
+    shaken: list[list[Tensor]]
 
 
 def asked_of(source: Source, reference: Reference, tokenizer: Any, chat: list[int] | None) -> Asked:
@@ -60,13 +64,16 @@ def asked_of(source: Source, reference: Reference, tokenizer: Any, chat: list[in
     return Asked("" if chat is not None else PLAIN, tokens, written[:stop], logits[:stop], decode)
 
 
-def reading_of(reference: Reference, tokenizer: Any, kinds: Sequence[Arithmetic]) -> Reading | None:
-    """What is right for a model that reads; None where it does not read one text at a time."""
+def reading_of(
+    reference: Reference, tokenizer: Any, kinds: Sequence[Arithmetic], seeds: Sequence[int] = ()
+) -> Reading | None:
+    """What is right for a model that reads; None where it does not read one text at a time. seeds: of the draws."""
     if type(reference.model).__name__.endswith("ForMultipleChoice"):
         return None
     given = [{**tokenizer(text, return_tensors="pt")} for text in TEXTS]
     exact = [reference.run(inputs) for inputs in given]
-    return Reading(exact, {kind: [reference.run(inputs, kind) for inputs in given] for kind in kinds})
+    rounded = {kind: [reference.run(inputs, kind) for inputs in given] for kind in kinds}
+    return Reading(exact, rounded, [[reference.shaken(inputs, seed) for inputs in given] for seed in seeds])
 
 
 def by_server(where: Path, name: str, asked: Asked, allowed: Bounds, settings: Mapping[str, Any]) -> list[Line]:
