@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -17,7 +18,7 @@ from export.runtimes.transformers import Session
 from tests.exporting import artifact, judged, static, written, wrong
 from tests.faults import edit_json, reseal
 from tests.rebuild import Run, run
-from tests.tiny import BOS, MELS, save_tiny
+from tests.tiny import BOS, EOS, MELS, save_tiny
 
 CODES = "codes and scales read back"
 
@@ -107,6 +108,20 @@ def test_the_first_token_that_whisper_writes_is_not_lost(tmp_path: Path) -> None
     found = session.write({**given, "decoder_input_ids": np.array([[BOS]])}, 8)[0]
     assert (len(found), found[0]) == (8, first)
     assert wrong(judged(where, out, "transformers")) == []
+
+
+@pytest.mark.usefixtures("in_process")
+def test_rules_of_generation_are_for_answers_and_not_for_comparing_tokens(tmp_path: Path) -> None:
+    """As those of bart-large-cnn, which force the first and the last token and forbid what was said."""
+    rules = {"forced_bos_token_id": 9, "forced_eos_token_id": EOS, "no_repeat_ngram_size": 2, "min_length": 5}
+    source = save_tiny("bart", tmp_path / "bart")
+    edit_json(source / "generation_config.json", lambda told: told.update(rules))
+    done = run("bart", source, tmp_path / "out", method="rtn")
+    where, _ = written(done.out, "compressed-tensors")
+    assert wrong(judged(where, done.out, "transformers")) == []
+    made = Session(str(where), 1).write({"input_ids": [[5, 6, 7, 8]]}, 8)[0]
+    assert (made[0], made[-1]) == (9, EOS)
+    assert len(set(itertools.pairwise(made))) == 7
 
 
 def test_what_is_dense_in_the_artifact_is_no_export(tmp_path: Path) -> None:
