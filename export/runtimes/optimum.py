@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from export.runtimes._kind import Arithmetic, Runtime
+from export.runtimes._rules import without_rules
 
 CLASSES = {
     "ForSequenceClassification": "ORTModelForSequenceClassification",
@@ -58,13 +60,15 @@ class Session:
         return next(value for value in output.values() if value is not None).float().numpy()
 
     def write(self, inputs: Mapping[str, Any], n: int) -> list[list[int]]:
-        """What `generate` writes for each row, greedy, without what it began with and without its end."""
+        """What `generate` writes for each row, greedy, without what it began with and without its end; compared with
+        logits where the beginning is given."""
         import torch
 
         given = {name: torch.from_numpy(value) for name, value in inputs.items()}
         beginning = given.pop("decoder_input_ids", None)
         told = {} if beginning is None else {"decoder_input_ids": beginning}
-        made = self.model.generate(**given, **told, max_new_tokens=n, num_beams=1, do_sample=False).tolist()
+        with nullcontext() if beginning is None else without_rules(self.model):
+            made = self.model.generate(**given, **told, max_new_tokens=n, num_beams=1, do_sample=False).tolist()
         ends = self.model.generation_config.eos_token_id
         ends = set(ends if isinstance(ends, list) else [ends])
         found = []

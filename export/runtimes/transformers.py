@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
 from export.runtimes._kind import Arithmetic, Runtime
+from export.runtimes._rules import without_rules
 
 TASKS = {"ForSequenceClassification": "text-classification", "ForTokenClassification": "token-classification"}
 """The end of a model class's name -> its pipeline."""
 EMBEDS = "feature-extraction"
-RULES = (
-    "forced_bos_token_id", "forced_eos_token_id", "min_length", "min_new_tokens", "no_repeat_ngram_size",
-    "encoder_no_repeat_ngram_size", "repetition_penalty", "encoder_repetition_penalty", "bad_words_ids",
-    "sequence_bias", "exponential_decay_length_penalty",
-)  # fmt: skip
-"""What generation_config.json may ask of a greedy search beside the best token; bart-large-cnn asks for some."""
 
 
 class Session:
@@ -92,21 +87,13 @@ class Session:
     def write(self, inputs: Mapping[str, Any], n: int) -> list[list[int]]:
         """Greedy ids for each row, what it began with left out.
 
-        Where that is given, rules of generation_config.json that change which token is best are not heeded: the tokens
-        are compared with logits, and not every runtime knows such rules. An answer heeds them.
+        Where that is given, tokens are compared with logits (`without_rules`); an answer heeds all rules.
         """
         from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
 
         given = {name: self.torch.from_numpy(np.asarray(a)) for name, a in inputs.items()}
-        heeded, rules = self.model.generation_config, copy.deepcopy(self.model.generation_config)
-        for name in RULES if "decoder_input_ids" in given else ():
-            setattr(rules, name, None)
-        self.model.generation_config = rules
-        try:
-            with self.torch.inference_mode():
-                found = self.model.generate(**given, max_new_tokens=n, do_sample=False, num_beams=1)
-        finally:
-            self.model.generation_config = heeded
+        with self.torch.inference_mode(), without_rules(self.model) if "decoder_input_ids" in given else nullcontext():
+            found = self.model.generate(**given, max_new_tokens=n, do_sample=False, num_beams=1)
         if isinstance(self.model, WhisperGenerationMixin):  # its `generate` leaves the beginning out itself
             return [list(row) for row in found.tolist()]
         begun = given["decoder_input_ids"].shape[1] if "decoder_input_ids" in given else 1

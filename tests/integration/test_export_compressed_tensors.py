@@ -15,7 +15,7 @@ import torch
 from compress.core.errors import RecipeError
 from export.environments import refuses
 from export.runtimes.transformers import Session
-from tests.exporting import artifact, judged, static, written, wrong
+from tests.exporting import Bench, artifact, judged, static, subject, written, wrong
 from tests.faults import edit_json, reseal
 from tests.rebuild import Run, run
 from tests.tiny import BOS, EOS, MELS, save_tiny
@@ -108,6 +108,17 @@ def test_the_first_token_that_whisper_writes_is_not_lost(tmp_path: Path) -> None
     found = session.write({**given, "decoder_input_ids": np.array([[BOS]])}, 8)[0]
     assert (len(found), found[0]) == (8, first)
     assert wrong(judged(where, out, "transformers")) == []
+
+
+@pytest.mark.usefixtures("in_process")
+def test_speech_gives_static_grids_and_is_judged_again_in_the_runtime(tmp_path: Path) -> None:
+    bench, of = Bench(tmp_path), subject("whisper", "W8A8 static")
+    source, where = bench.source(of), bench.export("compressed-tensors", of)
+    assert all(source.input_grid(name) is not None for name, coded in source.coded.items() if coded.activation)
+    lines = {line["check"]: line for line in judged(where, bench.artifact(of), "transformers")}
+    assert wrong(list(lines.values())) == []
+    assert lines["outputs: largest difference"]["difference"] <= 1e-5
+    assert (lines["task score"]["metric"], lines["task score"]["rows"]) == ("wer", 2)
 
 
 @pytest.mark.usefixtures("in_process")
