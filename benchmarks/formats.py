@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.shared import REPORTS, line
-from compress.core.errors import CompressError, DataError, RecipeError
+from compress.core.errors import CompressError, RecipeError
 from compress.core.registry import load, names
 from export import environments
 from tests.exporting import SCHEMES, Bench, Subject, in_process, static, subject, verified, wrong
@@ -32,11 +32,9 @@ MODELS = {
 }
 """Columns: what a person calls a model -> its name in tests.tiny."""
 SLOW = {"vllm": {("compressed-tensors", "4 bit"), ("compressed-tensors", "W8A8 dynamic"), ("gptq", "4 bit symmetric")}}
-ONCE = "4 bit"
-"""The scheme at which formats with a converter of their own are given models that are no decoders."""
 LEGEND = """verified: agrees with the compressed model in the runtimes named, on the machine that made this table.
 written: its codes were read back bit by bit, and no runtime there opens it. –: refused before any work."""
-VERIFIED, WRITTEN, REFUSED, FAILED, UNTRIED = "verified", "written", "refused", "failed", "not tried"
+VERIFIED, WRITTEN, REFUSED, FAILED = "verified", "written", "refused", "failed"
 
 
 def judged(bench: Bench, form: str, of: Subject) -> dict[str, Any]:
@@ -46,8 +44,6 @@ def judged(bench: Bench, form: str, of: Subject) -> dict[str, Any]:
             return {"state": REFUSED, "runtimes": [], "why": because}
     except CompressError as error:  # a converter that is not there, or a scheme that the model cannot have
         return {"state": REFUSED, "runtimes": [], "why": str(error)}
-    if load("format", form).writer and of.scheme != ONCE and of.model not in MODELS["decoder"].values():
-        return {"state": UNTRIED, "runtimes": [], "why": f"its converter is slow: tried at {ONCE}"}
     try:
         where, out = bench.export(form, of), bench.artifact(of)
     except CompressError as error:
@@ -82,8 +78,6 @@ def rows(base: Path, chosen: Iterable[str]) -> list[dict[str, Any]]:
                             bench.artifact(of := subject(model, scheme))
                         except RecipeError as error:
                             told = {"state": REFUSED, "runtimes": [], "why": f"compress quantize: {error}"}
-                        except DataError:  # it hears, and is given nothing
-                            told = {"state": UNTRIED, "runtimes": [], "why": "no speech is given to tiny models"}
                         else:
                             told = judged(bench, form, of)
                         found.append({"format": form, "scheme": scheme, "column": column, "kind": kind, **told})
@@ -122,8 +116,8 @@ def shown(told: dict[str, Any], notes: Notes) -> str:
     if told["state"] == VERIFIED:
         return f"verified: {', '.join(told['runtimes'])}"
     mark = notes.number(told["why"]) if told["why"] else ""
-    words = {UNTRIED: "not tried", WRITTEN: "written", REFUSED: "–", FAILED: "**fails**"}
-    return f"{words[told['state']]} {mark}".strip()
+    words = {REFUSED: "–", FAILED: "**fails**"}
+    return f"{words.get(told['state'], told['state'])} {mark}".strip()
 
 
 def cell(told: Sequence[dict[str, Any]], notes: Notes) -> str:

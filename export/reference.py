@@ -1,7 +1,8 @@
 """The compressed model in memory, float32, as an export stands for it: what every runtime is compared with.
 
-`rounded` runs the same model with the rounding that a runtime does on purpose (int8 inputs, bfloat16): how far that
-alone moves the outputs is what a runtime's own differences are measured against.
+`run` with an `Arithmetic` runs the same model with the rounding that a runtime does on purpose (int8 inputs, bfloat16),
+`shaken` with last bits as another order of sums leaves them: how far that alone moves the outputs is what a runtime's
+own differences are measured against.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from export.runtimes._rules import Rules
 from export.source import Coded, Source
 
 OUTLIER = 6.0  # llm_int8_threshold
+LAST_BITS = 2.0**-22
+"""Of a token's largest value: by how much inputs are moved in `shaken`. Before the first code that was another, those
+of onnxruntime and torch differed by up to twice as much (tiny bert-classifier, W8A8 dynamic)."""
 BLOCK = 32  # inputs that share a scale in ggml's int8 blocks
 
 
@@ -36,6 +40,7 @@ class Reference:
     def __init__(self, source: Source, packed: Collection[str], acts: Coding | None = None) -> None:
         """Load every weight: 4 bytes a parameter. Raises ModelError as `Checkpoint.load` does."""
         self.source, self.packed, self.acts = source, set(packed), acts
+        self._draw: torch.Generator | None = None
         self.model: Any = source.model
         checkpoint = source.checkpoint
         for name, parameter in list(self.model.named_parameters()):
@@ -64,6 +69,14 @@ class Reference:
         if not bool(torch.isfinite(found).all()):
             raise ModelError(f"{self.source.folder} gives NaN or infinity; quantize it again from whole weights")
         return found
+
+    def shaken(self, inputs: Mapping[str, Tensor], seed: int) -> Tensor:
+        """`run`, with the last bits of what is rounded to int8 drawn anew in every layer: as right as `run` itself."""
+        self._draw = torch.Generator().manual_seed(seed)
+        try:
+            return self.run(inputs)
+        finally:
+            self._draw = None
 
     def greedy(self, ids: Sequence[int], n: int) -> tuple[list[int], Tensor]:
         """n next tokens by argmax, and the logits (n, V) they were chosen from."""
@@ -130,7 +143,7 @@ class Reference:
             if arithmetic.integers:
                 return None
             coding = self.acts
-            return lambda _, given: (_acted(given[0], scheme, grid, coding), *given[1:])
+            return lambda _, given: (_acted(self._moved(given[0]), scheme, grid, coding), *given[1:])
         if coded is not None and arithmetic.coded == "int8-outliers":
             return lambda _, given: (rounded_but_outliers(given[0]), *given[1:])
         if coded is not None and arithmetic.coded:
@@ -148,6 +161,13 @@ class Reference:
         if found is None and head is not None and head.name == name and head.tied_to is not None:
             found = self.source.by_param.get(head.tied_to) or self.source.by_param.get(head.param)
         return found if found is not None and found.layer.name in self.packed else None
+
+    def _moved(self, x: Tensor) -> Tensor:
+        """`x` (..., I), moved by LAST_BITS of each row's largest value while somebody shakes."""
+        if self._draw is None or x.numel() == 0:
+            return x
+        drawn = torch.rand(x.shape, generator=self._draw).to(x) * 2 - 1
+        return x + drawn * LAST_BITS * x.abs().amax(-1, keepdim=True)
 
 
 def rounded_by_blocks(x: Tensor, size: int, narrow: bool) -> Tensor:

@@ -22,6 +22,7 @@ from compress.core import child
 from compress.core.errors import CompressError, VerificationError
 from compress.core.registry import load
 from compress.core.types import RunRecord
+from compress.pipeline import answered
 from compress.pipeline import verify as stage
 from compress.pipeline.expected import Expected, VerifySettings, expected
 from compress.pipeline.export import ExportSettings, export
@@ -36,10 +37,12 @@ from export.judge import Line
 from export.kinds import ExportFormat
 from export.runtimes._worker import Server
 from export.source import Source
-from tests import tiny
+from tests import writing
 from tests.faults import plant
 
 SETTINGS = VerifySettings(threads=1)
+HEARS, HEARD = {"whisper"}, 12
+"""Models that are given sounds to calibrate on, and how many."""
 QUICK = {"samples": 4, "seq_len": 64, "eval_samples": 4, "generate": 0, "threads": 1, "verify": False}
 
 
@@ -115,10 +118,13 @@ def artifact(name: str, base: Path, **settings: Any) -> Path:
     """The tiny model `name`, quantized into a folder under `base`; made once a folder."""
     source, out = base / name, base / f"{name}-out"
     if not (out / "compress" / "record.json").is_file():
-        tiny.save_tiny(name, source)
+        writing.save_writer(name, source)
+        if name in HEARS:
+            sounds = base / f"{name}-speech"
+            settings = {"data": str(sounds if sounds.is_dir() else writing.write_speech(sounds, HEARD)), **settings}
         AutoTokenizer.from_pretrained(source).save_pretrained(source)  # as the class of the model has it
         given = QUICK | ({} if {"scheme", "activations"} & set(settings) else {"bits": 4, "group_size": 32}) | settings
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), patch.object(answered, "WHOLE_BYTES", 0):  # answers take two more processes
             warnings.simplefilter("ignore")
             quantize(Recipe.build(model=str(source), out=str(out), **given))
     return out

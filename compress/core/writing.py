@@ -80,6 +80,7 @@ class WritingTask(Task):
 
         Everything else is as its generation config has it (tokens never said, a language forced).
         """
+        decode_at_once(model)
         tokens = int(context.settings["new_tokens"])
         # transformers 5.24 makes T5's cache as deep as its encoder, and a deeper decoder finds no place in it
         fits = int(getattr(model.config, "num_decoder_layers", 0)) <= int(model.config.num_hidden_layers)
@@ -90,6 +91,23 @@ class WritingTask(Task):
         """Texts of the ids that `predict` gave, one a row."""
         del features
         return [context.tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip() for ids in outputs]
+
+
+def decode_at_once(model: Any) -> None:
+    """Make `generate` run on a model whose inputs compressed-tensors rounds (W8A8); any other is left as it is.
+
+    compressed-tensors 0.20 decodes such weights in the model's own first forward, and `generate` runs the encoder
+    before that: it finds int8 codes. The wrappers that decoding leaves around modules make a plain dict of the
+    encoder's output, in which the decoder asks for item 0. export/runtimes/transformers.py does the same.
+    """
+    compressor = getattr(getattr(model, "hf_quantizer", None), "compressor", None)
+    if compressor is None:
+        return
+    from compressed_tensors.offload import remove_dispatch
+
+    if hasattr(model, "ct_decompress_hook"):
+        compressor.decompress_model(model)
+    remove_dispatch(model)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -50,13 +50,16 @@ class Asked:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the reference makes of each of `texts` ([text] or [text, second text]), by itself. tokens: of all of
-    them. rounded: the same by arithmetic."""
+    """What the reference makes of each of `texts` ([text] or [text, second text]), by itself.
+
+    tokens: of all of them. rounded: the same by arithmetic. shaken: the same with other last bits, in every draw.
+    """
 
     texts: list[list[str]]
     tokens: int
     exact: list[Tensor]
     rounded: dict[Arithmetic, list[Tensor]]
+    shaken: list[list[Tensor]]
 
 
 def asked_of(source: Source, reference: Reference, tokenizer: Any, chat: list[int] | None) -> tuple[Asked, ...]:
@@ -113,8 +116,13 @@ def sound(rate: int) -> list[float]:
     return [round(float(value), 4) for value in 0.5 * wave / np.abs(wave).max()]
 
 
-def reading_of(reference: Reference, tokenizer: Any, kinds: Sequence[Arithmetic]) -> Reading | None:
-    """What is right for a model that reads; None where it does not read one text at a time, or has no mask to fill."""
+def reading_of(
+    reference: Reference, tokenizer: Any, kinds: Sequence[Arithmetic], seeds: Sequence[int] = ()
+) -> Reading | None:
+    """What is right for a model that reads; None where it does not read one text at a time, or has no mask to fill.
+
+    seeds: of the draws.
+    """
     name = type(reference.model).__name__
     texts = [[text] for text in TEXTS]
     if name.endswith("ForQuestionAnswering"):
@@ -128,7 +136,9 @@ def reading_of(reference: Reference, tokenizer: Any, kinds: Sequence[Arithmetic]
     given = [{**tokenizer(*text, return_tensors="pt")} for text in texts]
     exact = [reference.run(inputs) for inputs in given]
     tokens = sum(int(inputs["input_ids"].numel()) for inputs in given)
-    return Reading(texts, tokens, exact, {kind: [reference.run(inputs, kind) for inputs in given] for kind in kinds})
+    rounded = {kind: [reference.run(inputs, kind) for inputs in given] for kind in kinds}
+    shaken = [[reference.shaken(inputs, seed) for inputs in given] for seed in seeds]
+    return Reading(texts, tokens, exact, rounded, shaken)
 
 
 def by_server(where: Path, name: str, asked: Asked, allowed: Bounds, settings: Mapping[str, Any]) -> list[Line]:

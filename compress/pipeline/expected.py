@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -44,7 +44,10 @@ class VerifySettings:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the reference gives on the probe. rounded: the same by arithmetic, where that is not float32."""
+    """What the reference gives on the probe. rounded: the same by arithmetic, where that is not float32.
+
+    shaken: the same with other last bits, drawn several times; of int8 inputs that a runtime rounds by itself.
+    """
 
     inputs: list[dict[str, Tensor]]
     exact: list[Tensor]
@@ -62,6 +65,7 @@ class Expected:
     config: Any = None
     asked: tuple[Asked, ...] = ()
     reading: Reading | None = None
+    shaken: list[list[Tensor]] = field(default_factory=list)
 
     @property
     def over_tokens(self) -> bool:
@@ -71,7 +75,9 @@ class Expected:
     def normalised(self) -> Expected:
         """With log-probabilities in place of logits, for runtimes that give no others."""
         rounded = {kind: [output.log_softmax(-1) for output in outputs] for kind, outputs in self.rounded.items()}
-        return replace(self, exact=[output.log_softmax(-1) for output in self.exact], rounded=rounded)
+        shaken = [[output.log_softmax(-1) for output in drawn] for drawn in self.shaken]
+        exact = [output.log_softmax(-1) for output in self.exact]
+        return replace(self, exact=exact, rounded=rounded, shaken=shaken)
 
     def allowed(self, arithmetic: Arithmetic) -> Bounds:
         """What a runtime that computes like that may differ by.
@@ -79,7 +85,8 @@ class Expected:
         Where inputs are rounded to int8, a cache is enough to change which token is preferred: sums of another order
         put values on the other side of ties, and that moves as much as rounding itself does.
         """
-        found = judge.bounds(self.exact, self.rounded.get(arithmetic), arithmetic)
+        shaken = self.shaken if arithmetic.integers else ()
+        found = judge.bounds(self.exact, self.rounded.get(arithmetic), arithmetic, shaken)
         if ACTED not in self.rounded:
             return found
         return replace(found, gap=max(found.gap, judge.bounds(self.exact, self.rounded[ACTED], ACTED).gap))
@@ -89,7 +96,9 @@ class Expected:
         if self.reading is None:
             return self.allowed(arithmetic)
         rounded = {kind: [*outputs, *self.reading.rounded[kind]] for kind, outputs in self.rounded.items()}
-        return replace(self, exact=[*self.exact, *self.reading.exact], rounded=rounded).allowed(arithmetic)
+        shaken = [[*a, *b] for a, b in zip(self.shaken, self.reading.shaken, strict=True)]
+        exact = [*self.exact, *self.reading.exact]
+        return replace(self, exact=exact, rounded=rounded, shaken=shaken).allowed(arithmetic)
 
 
 def expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], settings: VerifySettings) -> Expected:
@@ -109,10 +118,13 @@ def expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], sett
     texts = texts_of(tokenizer, sequences, told["facts"].get("unlike", ()))
     reference = Reference(source, told["packed"], load("format", told["format"]).acts)
     exact = [reference.run(given) for given in inputs]
+    acts = reference.acts is not None and any(coded.activation for coded in source.coded.values())
     kinds = {arithmetic_of(name, told) for name in runtimes}
-    if decoder and reference.acts is not None and any(coded.activation for coded in source.coded.values()):
+    if decoder and acts:
         kinds.add(ACTED)
     rounded = {kind: [reference.run(given, kind) for given in inputs] for kind in kinds if _rounds(kind)}
+    seeds = range(judge.DRAWS) if acts and any(arithmetic_of(name, told).integers for name in runtimes) else ()
+    shaken = [[reference.shaken(given, seed) for given in inputs] for seed in seeds]
     prompt = sequences[0][:PROMPT].tolist()
     written, chosen = reference.greedy(prompt, judge.GREEDY) if decoder else ([], torch.empty(0))
     ids = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
@@ -128,7 +140,8 @@ def expected(source: Source, told: dict[str, Any], runtimes: Sequence[str], sett
     elif settings.serve and kind == "seq2seq":
         scored["asked"] = asked_to_write(source, reference, tokenizer, settings.trust_remote_code)
     elif settings.serve:
-        scored["reading"] = reading_of(reference, tokenizer, list(rounded))
+        scored["reading"] = reading_of(reference, tokenizer, list(rounded), seeds)
+    scored["shaken"] = shaken
     return Expected(inputs, exact, rounded, prompt, written, chosen, decoder, texts, ids, chat, **scored)
 
 

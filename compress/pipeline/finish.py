@@ -12,6 +12,7 @@ from compress.core.errors import MissingExtraError, OutputError, VerificationErr
 from compress.core.files import atomic_write, sweep, write_json
 from compress.core.journal import WORK, Journal
 from compress.core.types import Generation, Plan, RunRecord, Structure, TokenSet
+from compress.core.writing import read_config
 from compress.measure.client import Worker
 from compress.measure.subject import WorkerSettings
 from compress.pipeline import judge
@@ -23,7 +24,7 @@ from compress.recipe import Recipe, TuneRecipe
 from compress.report import html, terminal
 from compress.report import record as records
 from compress.report.steps import auto_class
-from export.formats.compressed_tensors import FORMAT, Stored
+from export.formats.compressed_tensors import FORMAT, Stored, before_writing
 from export.verify import check_stored, compare_whole
 
 WHOLE_BYTES = 600_000_000
@@ -99,6 +100,7 @@ def write_readme(out: Path, name: str, plan: Plan, notes: tuple[str, ...], archi
         f"from transformers import {loader}, AutoTokenizer",
         f'model = {loader}.from_pretrained(".", dtype="auto")   # needs: pip install compressed-tensors',
         'tokenizer = AutoTokenizer.from_pretrained(".")',
+        *before_writing(read_config(out)),
         "```",
         "",
     ]

@@ -3,7 +3,8 @@ writes is the one that the reference would have written there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,14 @@ from export.runtimes._rules import rules
 
 SAID = 24  # tokens of each sequence that the decoder is given
 
-Follow = Callable[[Sequence[int]], Tensor]
-"""ids that were written -> the reference's logits (n, V) at each of them"""
+
+@dataclass(frozen=True)
+class Follow:
+    """What the reference would have written. logits: ids that were written -> (n + 1, V) at each of them and after the
+    last. ends: ids that end a text."""
+
+    logits: Callable[[Sequence[int]], Tensor]
+    ends: Collection[int]
 
 
 def inputs_of(source: Path, config: Any, sequences: Sequence[Tensor]) -> list[dict[str, Tensor]]:
@@ -53,28 +60,29 @@ def follower(reference: Reference, given: Mapping[str, Tensor], source: Path) ->
     """The reference's logits behind the start token and what was written after it; tokens never said are left out."""
     said = rules(source)
 
-    def follow(ids: Sequence[int]) -> Tensor:
+    def logits_of(ids: Sequence[int]) -> Tensor:
         told = torch.cat([given["decoder_input_ids"][:, :1], torch.tensor([list(ids)], dtype=torch.int64)], 1)
-        logits = reference.run({**given, "decoder_input_ids": told})[0, :-1].clone()
+        logits = reference.run({**given, "decoder_input_ids": told})[0].clone()
         for turn, row in enumerate(logits):
             said.heed(row, turn)
         return logits
 
-    return follow
+    return Follow(logits_of, said.ends)
 
 
 def written_line(process: RuntimeProcess, given: Mapping[str, Tensor], follow: Follow, allowed: Bounds) -> Line:
     """A line on what the runtime writes with keys and values kept: is each token the reference's, or one that what may
     differ explains?"""
-    ids = process.write({**given, "decoder_input_ids": given["decoder_input_ids"][:, :1]}, GREEDY)[0]
-    line: Line = {"check": "greedy tokens", "of": len(ids), "equal": len(ids), "passed": True}
-    if not ids:  # the end token comes first
-        return line
-    logits = follow(ids)
-    chosen = logits.gather(1, torch.tensor(ids)[:, None])[:, 0]
-    lost = logits.amax(-1) - chosen
+    written = process.write({**given, "decoder_input_ids": given["decoder_input_ids"][:, :1]}, GREEDY)[0]
+    ids = written[: next((at for at, token in enumerate(written) if token in follow.ends), len(written))]
+    logits = follow.logits(ids)
+    chosen = logits[: len(ids)].gather(1, torch.tensor(ids, dtype=torch.int64)[:, None])[:, 0]
+    if len(ids) < GREEDY:  # it ended here, by one of the ends
+        chosen = torch.cat([chosen, logits[len(ids), sorted(follow.ends)].amax()[None]])
+    lost = logits[: len(chosen)].amax(-1) - chosen
     gap, limit = float(lost.max()), 2 * allowed.largest
-    line |= {"equal": int((lost == 0).sum()), "gap": gap, "tolerance": limit, "passed": gap <= limit}
+    line: Line = {"check": "greedy tokens", "of": len(chosen), "equal": int((lost == 0).sum())}
+    line |= {"gap": gap, "tolerance": limit, "passed": gap <= limit}
     if gap > limit:
         at = int((lost > limit).nonzero()[0])
         line["said"] = f"at token {at + 1} the reference prefers its own by {float(lost[at]):.3g}"

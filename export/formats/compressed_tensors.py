@@ -266,6 +266,21 @@ def _read_back(folder: Path, source: Source) -> Iterator[tuple[str, Tensor]]:
         yield name, torch.cat([decoder.weight(key.removesuffix(".weight")) for key, _, _ in parts])
 
 
+def before_writing(config: Mapping[str, Any]) -> list[str]:
+    """Lines of Python without which `generate` fails on a model that reads and writes: its encoder runs before
+    compressed-tensors 0.20 has decoded anything (see compress.core.writing.decode_at_once). config: of its folder."""
+    quantization = config.get("quantization_config")
+    if not config.get("is_encoder_decoder") or not quantization or quantization.get("dequantize"):
+        return []
+    return [
+        "",
+        "from compressed_tensors.offload import remove_dispatch",
+        "",
+        "model.hf_quantizer.compressor.decompress_model(model)  # else `generate` finds codes in the encoder",
+        "remove_dispatch(model)",
+    ]
+
+
 def _readme(folder: Path) -> list[str]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kind = (config.get("architectures") or ["AutoModel"])[0]
@@ -276,6 +291,7 @@ def _readme(folder: Path) -> list[str]:
         f"from transformers import {kind}",
         "",
         f'model = {kind}.from_pretrained(".", dtype="float32")',
+        *before_writing(config),
         "```",
     ]
     if not kind.endswith(("ForCausalLM", "LMHeadModel")):

@@ -68,7 +68,8 @@ class Session:
         return next(value for value in output.values() if value is not None).float().numpy()
 
     def write(self, inputs: Mapping[str, Any], n: int) -> list[list[int]]:
-        """What `generate` writes for each row, greedy, without what it began with and without its end."""
+        """What `generate` writes for each row, greedy, without what it began with and without its end; compared with
+        logits where the beginning is given."""
         import torch
 
         given = {name: torch.from_numpy(value) for name, value in inputs.items()}

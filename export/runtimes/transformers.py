@@ -43,6 +43,7 @@ class Session:
         taken = inspect.signature(self.model.forward).parameters
         if self.kind == "encoder-decoder":
             self.timed = self._timed
+            _decode_at_once(self.model)
         self._past = "cache" if "cache" in taken else "past_key_values"  # its name since 5.24, and before
 
     def run(self, inputs: Mapping[str, Any]) -> Any:
@@ -80,11 +81,16 @@ class Session:
         return time.perf_counter() - begin, []
 
     def write(self, inputs: Mapping[str, Any], n: int) -> list[list[int]]:
-        """Greedy ids for each row, the start token left out."""
+        """Greedy ids for each row, what it began with left out; by the most likely token, whatever else is asked for."""
+        from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
+
         given = {name: self.torch.from_numpy(np.asarray(a)) for name, a in inputs.items()}
         with self.torch.inference_mode():
             found = self.model.generate(**given, max_new_tokens=n, use_cache=_fits(self.model.config), **GREEDY)
-        return [row[1:] for row in found.tolist()]
+        if isinstance(self.model, WhisperGenerationMixin):  # its `generate` leaves the beginning out itself
+            return [list(row) for row in found.tolist()]
+        begun = given["decoder_input_ids"].shape[1] if "decoder_input_ids" in given else 1
+        return [row[begun:] for row in found.tolist()]
 
     def answer(self, asked: Any, n: int) -> tuple[str | list[int], str]:
         """What the model's pipeline says, or `generate` where it has none any more, greedy, whatever
@@ -193,6 +199,20 @@ def _kind(model: Any) -> str:
         return "encoder-decoder"
     writes = type(model).__name__ in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     return "decoder" if writes or (model.can_generate() and type(model).__name__.endswith("CausalLM")) else "encoder"
+
+
+def _decode_at_once(model: Any) -> None:
+    """What README tells who opens a W8A8 encoder-decoder: compressed-tensors 0.20 decodes in the model's own first
+    forward, and `generate` runs the encoder before it; and the wrappers that it leaves make a plain dict of the
+    encoder's output, in which the decoder asks for item 0."""
+    compressor = getattr(getattr(model, "hf_quantizer", None), "compressor", None)
+    if compressor is None:
+        return
+    from compressed_tensors.offload import remove_dispatch
+
+    if hasattr(model, "ct_decompress_hook"):
+        compressor.decompress_model(model)
+    remove_dispatch(model)
 
 
 def _first(output: Any, tensor: Any) -> Any:

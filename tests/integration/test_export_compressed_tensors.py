@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from compress.core.errors import RecipeError
 from export.environments import refuses
-from tests.exporting import judged, static, written, wrong
+from export.runtimes.transformers import Session
+from tests.exporting import Bench, artifact, judged, static, subject, written, wrong
 from tests.faults import edit_json, reseal
 from tests.rebuild import Run, run
-from tests.tiny import save_tiny
+from tests.tiny import BOS, EOS, MELS, save_tiny
 
 CODES = "codes and scales read back"
 
@@ -69,6 +73,66 @@ def test_other_models_agree_in_transformers(tmp_path: Path, name: str, settings:
     assert [line["check"] for line in record.verified if not line["passed"]] == []
     if "activations" in settings:
         assert next(line for line in record.verified if "largest" in line["check"])["difference"] <= 1e-5
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(("name", "activations"), [("bart", "dynamic"), ("bart", "static"), ("whisper", "dynamic")])
+def test_what_reads_and_writes_with_int8_inputs_writes_as_its_readme_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, activations: str
+) -> None:
+    """Its weights are decoded before `generate` is called, which begins with the encoder."""
+    done = run(name, save_tiny(name, tmp_path / name), tmp_path / "out", method="rtn", bits=8, activations=activations)
+    where, record = written(done.out, "compressed-tensors", "transformers")
+    assert [line["check"] for line in record.verified if not line["passed"]] == []
+    if name == "whisper":
+        return
+    tokens = [5, 6, 7, 8]
+    expected = Session(str(where), 1).write({"input_ids": [tokens]}, 6)
+    for folder in (where, done.out):
+        monkeypatch.chdir(folder)
+        told: dict[str, Any] = {}
+        lines = (folder / "README.md").read_text().split("```python")[1].split("```")[0]
+        exec(lines.replace('"auto"', '"float32"'), told)
+        made = told["model"].generate(input_ids=torch.tensor([tokens]), max_new_tokens=6, do_sample=False, num_beams=1)
+        assert made[0, 1:].tolist() == expected[0]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_the_first_token_that_whisper_writes_is_not_lost(tmp_path: Path) -> None:
+    """Its `generate` leaves out by itself what it began with."""
+    out = artifact("whisper", tmp_path)
+    where, _ = written(out, "compressed-tensors")
+    given = {"input_features": np.random.default_rng(0).normal(size=(1, MELS, 256)).astype(np.float32) / 2}
+    session = Session(str(where), 1)
+    first = session.run({**given, "decoder_input_ids": np.array([[BOS]])})[0, -1].argmax()
+    found = session.write({**given, "decoder_input_ids": np.array([[BOS]])}, 8)[0]
+    assert (len(found), found[0]) == (8, first)
+    assert wrong(judged(where, out, "transformers")) == []
+
+
+@pytest.mark.usefixtures("in_process")
+def test_speech_gives_static_grids_and_is_judged_again_in_the_runtime(tmp_path: Path) -> None:
+    bench, of = Bench(tmp_path), subject("whisper", "W8A8 static")
+    source, where = bench.source(of), bench.export("compressed-tensors", of)
+    assert all(source.input_grid(name) is not None for name, coded in source.coded.items() if coded.activation)
+    lines = {line["check"]: line for line in judged(where, bench.artifact(of), "transformers")}
+    assert wrong(list(lines.values())) == []
+    assert lines["outputs: largest difference"]["difference"] <= 1e-5
+    assert (lines["task score"]["metric"], lines["task score"]["rows"]) == ("wer", 2)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_rules_of_generation_are_for_answers_and_not_for_comparing_tokens(tmp_path: Path) -> None:
+    """As those of bart-large-cnn, which force the first and the last token and forbid what was said."""
+    rules = {"forced_bos_token_id": 9, "forced_eos_token_id": EOS, "no_repeat_ngram_size": 2, "min_length": 5}
+    source = save_tiny("bart", tmp_path / "bart")
+    edit_json(source / "generation_config.json", lambda told: told.update(rules))
+    done = run("bart", source, tmp_path / "out", method="rtn")
+    where, _ = written(done.out, "compressed-tensors")
+    assert wrong(judged(where, done.out, "transformers")) == []
+    made = Session(str(where), 1).write({"input_ids": [[5, 6, 7, 8]]}, 8)[0]
+    assert (made[0], made[-1]) == (9, EOS)
+    assert len(set(itertools.pairwise(made))) == 7
 
 
 def test_what_is_dense_in_the_artifact_is_no_export(tmp_path: Path) -> None:

@@ -91,6 +91,14 @@ def test_the_artifact_is_judged_on_held_out_rows_by_what_it_writes(
     assert again.measurements == record.measurements
 
 
+def test_an_artifact_with_int8_inputs_writes_its_answers(tuned: tuple[Path, Path, RunRecord], tmp_path: Path) -> None:
+    """transformers decodes such weights in the first forward, after `generate` has run the encoder."""
+    out = tmp_path / "out"
+    record = quantize(Recipe.build(model=str(tuned[0]), out=str(out), activations="dynamic", **SMALL))
+    assert abs(figure(record, "rouge_l_change", str(out))) < 0.2
+    assert record.data["heldout"]["answers"] == 18
+
+
 def test_answers_that_a_kill_left_are_not_written_again(
     tuned: tuple[Path, Path, RunRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
