@@ -37,7 +37,7 @@ from export.judge import Line
 from export.kinds import ExportFormat
 from export.runtimes._worker import Server
 from export.source import Source
-from tests import writing
+from tests import tiny, writing
 from tests.faults import plant
 
 SETTINGS = VerifySettings(threads=1)
@@ -118,7 +118,7 @@ def artifact(name: str, base: Path, **settings: Any) -> Path:
     """The tiny model `name`, quantized into a folder under `base`; made once a folder."""
     source, out = base / name, base / f"{name}-out"
     if not (out / "compress" / "record.json").is_file():
-        writing.save_writer(name, source)
+        (writing.save_listener if name in HEARS else tiny.save_tiny)(name, source)
         if name in HEARS:
             sounds = base / f"{name}-speech"
             settings = {"data": str(sounds if sounds.is_dir() else writing.write_speech(sounds, HEARD)), **settings}

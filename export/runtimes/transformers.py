@@ -81,7 +81,7 @@ class Session:
         return time.perf_counter() - begin, []
 
     def write(self, inputs: Mapping[str, Any], n: int) -> list[list[int]]:
-        """Greedy ids for each row, what it began with left out; by the most likely token, whatever else is asked for."""
+        """Greedy ids for each row by the likeliest token, whatever else is asked for; what it began with left out."""
         from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
 
         given = {name: self.torch.from_numpy(np.asarray(a)) for name, a in inputs.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.core.numerics.activation import dynamic_grid
+from compress.core.numerics.activation import codes_of, dynamic_grid
 from compress.core.types import ActScheme
 from export import folder
 from export.reference import LAST_BITS, Reference
@@ -36,7 +36,7 @@ def test_other_last_bits_are_another_answer_only_where_inputs_are_rounded(bench:
     source = bench.source(ACTED)
     ids = torch.arange(10, 74)[None]
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    acted, floats = Reference(source, list(source.coded), True), Reference(source, list(source.coded))
+    acted, floats = Reference(source, list(source.coded), codes_of), Reference(source, list(source.coded))
     exact = acted.run(given)
     draws = [acted.shaken(given, seed) for seed in range(4)]
     assert torch.equal(draws[0], acted.shaken(given, 0))
