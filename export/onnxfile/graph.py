@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ OPSET = 21
 """Of the standard operators: the first whose QuantizeLinear names the type of its codes."""
 
 DOMAIN, LINEAR, EMBEDDING = "compress", "Linear", "Embedding"
+SAME_SHAPE = "same_shape"
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def trace(model: nn.Module, called: nn.Module, what: Traced) -> Any:
     made = program.model_proto
     _name_axes(made, what)
     _name_weights(made)
+    _part_norms(made)
     _drop_metadata(made)
     return made
 
@@ -175,6 +178,29 @@ def _name_weights(made: Any) -> None:
         tensor.name = tensor.name.removeprefix(prefix)
     for node in made.graph.node:
         node.input[:] = [name.removeprefix(prefix) for name in node.input]
+
+
+def _part_norms(made: Any) -> None:
+    """Put a Reshape to the same shape between a sum and the norm that reads it: onnxruntime makes one
+    SkipLayerNormalization of the two otherwise, which takes ten times as long as the norm alone (1.32, CPU: 6.4 ms
+    against 0.6 for 4096 x 384)."""
+    from onnx import helper, numpy_helper
+
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in made.graph.value_info}
+    sums = {node.output[0] for node in made.graph.node if node.op_type == "Add"}
+    nodes = []
+    for node in made.graph.node:
+        source = node.input[0] if node.op_type == "LayerNormalization" else ""
+        if source in sums and ranks.get(source, 0) > 1:
+            shape = f"{SAME_SHAPE}.{ranks[source]}"
+            if all(tensor.name != shape for tensor in made.graph.initializer):
+                kept = np.array([0] * (ranks[source] - 1) + [-1], np.int64)  # 0: as it is
+                made.graph.initializer.append(numpy_helper.from_array(kept, shape))
+            node.input[0] = f"{source}.parted"
+            nodes.append(helper.make_node("Reshape", [source, shape], [node.input[0]], f"parted_{source}"))
+        nodes.append(node)
+    del made.graph.node[:]
+    made.graph.node.extend(nodes)
 
 
 def _drop_metadata(made: Any) -> None:

@@ -308,9 +308,9 @@ def _codes_of_rows(writer: Writer, x: str, strategy: str) -> tuple[str, str]:
     key = (x, strategy)
     if key not in writer.rounded:
         axes = [_ints(writer, [-1])] if strategy == "token" else []
-        largest = writer.node(
-            "ReduceMax", [writer.node("Abs", [x]), *axes], attributes={"keepdims": int(strategy == "token")}
-        )
+        keep = {"keepdims": int(strategy == "token")}
+        low, high = (writer.node(kind, [x, *axes], attributes=keep) for kind in ("ReduceMin", "ReduceMax"))
+        largest = writer.node("Max", [high, writer.node("Neg", [low])])  # of |x|, which would be written out first
         scale = writer.node("Max", [writer.node("Div", [largest, _float(writer, HALF)]), _float(writer, TINY)])
         if strategy == "token":
             rows = writer.node("Flatten", [x], attributes={"axis": -1})
