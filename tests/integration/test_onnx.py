@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 import transformers
@@ -63,6 +64,19 @@ def test_encoders(tmp_path: Path, name: str, settings: dict[str, Any]) -> None:
     assert "quantization_config" not in json.loads((where / "config.json").read_text())
     text = (where / "model.onnx").read_bytes()
     assert str(Path(torch.__file__).parent).encode() not in text  # where things lie on this machine
+
+
+def test_onnxruntime_keeps_norms_apart_from_sums(tmp_path: Path) -> None:
+    """Its SkipLayerNormalization takes ten times as long."""
+    done = run("bert", save_tiny("bert", tmp_path / "bert"), tmp_path / "out", bits=8)
+    where, _ = exported(done.out)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(str(where / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load_model(options.optimized_model_filepath).graph.node]
+    blocks = json.loads((where / "config.json").read_text())["num_hidden_layers"]
+    assert kinds.count("LayerNormalization") >= 2 * blocks
+    assert "SkipLayerNormalization" not in kinds
 
 
 def test_speech(tmp_path: Path) -> None:
