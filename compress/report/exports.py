@@ -71,6 +71,47 @@ def rows(record: RunRecord) -> list[Row]:
     return found
 
 
+@dataclass(frozen=True)
+class Heard:
+    """What a client of users was answered, and whether that is right. agrees: as in `Row`."""
+
+    export: str
+    client: str
+    agrees: bool
+    details: str
+
+    @property
+    def verdict(self) -> str:
+        """In a word."""
+        return "agrees" if self.agrees else "DISAGREES"
+
+
+def heard(record: RunRecord) -> list[Heard]:
+    """What was asked of servers, and by clients in a runtime's own process (`verify --serve`)."""
+    found = []
+    for line in record.verified:
+        if "client" not in line or "export" not in line:
+            continue
+        what = str(line.get("check"))
+        if not line.get("passed"):
+            details = said(line)
+        elif "of" in line:
+            kind = "labels" if "labels" in what else "tokens"
+            details = f"{line.get('equal')} of {line['of']} {kind} are the reference's"
+            details += f"; {line['said']}" if line.get("said") else ""
+        elif line.get("difference") is not None:
+            details = f"vectors differ by {words.number(line['difference'], 2)}, at most"
+            details += f" {words.number(line['tolerance'], 2)} may"
+        else:
+            details = f"{what}: as the reference has it"
+        if line.get("text"):
+            details += f"; it said {line['text'][:60]!r}"
+        who = f"{line['client']} ({line['runtime']})"
+        found.append(Heard(words.clean(line["export"], 40), words.clean(who, 90), bool(line.get("passed")),
+                           words.clean(details, 300)))  # fmt: skip
+    return found
+
+
 def columns(found: list[Row]) -> list[str]:
     """The names of NUMBERS that some row has."""
     return [name for name in NUMBERS if any(name in row.cells for row in found)]

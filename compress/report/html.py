@@ -343,7 +343,13 @@ def _exports(record: RunRecord) -> str:
     for row in found:
         verdict = Cell(row.verdict, below="; ".join(row.wrong), tone=tone[row.agrees])
         made.append([row.export, row.runtime, verdict, *(row.cells.get(name, words.MISSING) for name in names)])
-    return table("Exports in their runtimes", columns, made)
+    asked = [Column("export", code=True), Column("client", code=True), Column("verdict", code=True), Column("answer")]
+    answers: list[list[Cell | str]] = [
+        [each.export, each.client, Cell(each.verdict, tone=tone[each.agrees]), each.details]
+        for each in exports.heard(record)
+    ]
+    told = table("Asked as users ask", asked, answers) if answers else ""
+    return table("Exports in their runtimes", columns, made) + told
 
 
 def _notes(record: RunRecord) -> str:

@@ -22,7 +22,9 @@ def next_steps(record: RunRecord) -> list[Step]:
     model = str(record.recipe.get("model") or record.model.get("path") or record.model.get("name") or "MODEL")
     if record.command in ("export", "verify"):
         where = next((str(m.detail["export"]) for m in record.measurements if "export" in m.detail), "EXPORT")
-        found = [Step("ask it as your clients will", f"compress verify {_quoted(where)} --serve")]
+        found = []
+        if not any("client" in line for line in record.verified):
+            found.append(Step("ask it as your clients will", f"compress verify {_quoted(where)} --serve"))
         if record.artifact:
             found.append(Step("compare in its runtime", f"compress bench {_quoted(record.artifact)} {_quoted(where)}"))
         return found

@@ -54,6 +54,7 @@ def _page(whole: RunRecord, width: int) -> RenderableType:
         _worst(record, width),
         _fallbacks(record),
         _exports(whole),
+        _heard(whole),
         _verified(record),
         _notes(record),
         _stages(record),
@@ -301,6 +302,15 @@ def _exports(record: RunRecord) -> RenderableType | None:
         "Exports, each in its own runtime",
         Group(table, *(Text(line, style=BAD) for line in dict.fromkeys(wrong)), said),
     )
+
+
+def _heard(record: RunRecord) -> RenderableType | None:
+    """What clients of users were answered."""
+    lines = []
+    for each in exports.heard(record):
+        line = Text(f"{each.export}, {each.client}: ").append(each.verdict, style=GOOD if each.agrees else BAD)
+        lines.append(line.append(f" ({each.details})", style=DIM))
+    return _section("Asked as users ask", Group(*lines)) if lines else None
 
 
 def _notes(record: RunRecord) -> RenderableType | None:
