@@ -77,7 +77,7 @@ def written_line(process: RuntimeProcess, given: Mapping[str, Tensor], follow: F
     ids = written[: next((at for at, token in enumerate(written) if token in follow.ends), len(written))]
     logits = follow.logits(ids)
     chosen = logits[: len(ids)].gather(1, torch.tensor(ids, dtype=torch.int64)[:, None])[:, 0]
-    if len(ids) < GREEDY:  # it ended here, by one of the ends
+    if len(ids) < GREEDY and follow.ends:  # it ended here, by one of the ends
         chosen = torch.cat([chosen, logits[len(ids), sorted(follow.ends)].amax()[None]])
     lost = logits[: len(chosen)].amax(-1) - chosen
     gap, limit = float(lost.max()), 2 * allowed.largest

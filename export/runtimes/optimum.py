@@ -68,8 +68,7 @@ class Session:
         return next(value for value in output.values() if value is not None).float().numpy()
 
     def write(self, inputs: Mapping[str, Any], n: int) -> list[list[int]]:
-        """What `generate` writes for each row, greedy, without what it began with and without its end; compared with
-        logits where the beginning is given."""
+        """What `generate` writes for each row, greedy, without what it began with and without its end."""
         import torch
 
         given = {name: torch.from_numpy(value) for name, value in inputs.items()}
