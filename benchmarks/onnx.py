@@ -29,7 +29,7 @@ from compress.core.device import set_threads
 FLOAT = "float32"
 KINDS = (FLOAT, "W8A8 static", "W8A8 dynamic", "8 bit weights", "4 bit weights")
 CHOSEN = ("BBC topics", "tweets, full", "BBC retrieval", "Whisper tiny.en")
-LENGTH, REPEATS, ROUNDS, WARM, SETTLE = 128, {1: 12, 32: 3}, 4, 2, 0.5
+LENGTH, REPEATS, ROUNDS, WARM, SETTLE = 128, {1: 12, 32: 3}, 8, 2, 0.5
 FASTER = 1.8
 
 

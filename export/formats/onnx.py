@@ -33,6 +33,7 @@ class Options:
     weights: Literal["codes", "float32"] = "codes"  # float32: what the codes stand for, and no rounded inputs
     accuracy_level: int = 1  # of weight-only products: 1 float32, 4 rounds inputs to int8 by block, faster
     signed: bool = False  # int8 codes of inputs on static grids, which TensorRT asks for; onnxruntime wants uint8
+    attention: Literal["fused", "plain"] = "fused"  # of encoders: onnxruntime's own operator, or standard ones
     triton: bool = False  # laid out as a model repository of Triton Inference Server
     external_data: bool = False  # weights beside the file also below 2 GB
 
@@ -46,6 +47,8 @@ def refuses(source: Source, options: Options) -> str | None:
         raise RecipeError(f"accuracy_level={options.accuracy_level} is not one of MatMulNBits' 0 to 4; use 1 or 4")
     if options.weights not in ("codes", "float32"):
         raise RecipeError(f"weights={options.weights} is not understood; use codes or float32")
+    if options.attention not in ("fused", "plain"):
+        raise RecipeError(f"attention={options.attention} is not understood; use fused or plain")
     if (said := _refused_model(source)) is not None:
         return said
     if options.weights == "float32":
@@ -100,7 +103,8 @@ def write(source: Source, folder: Path, options: Options, report: Report) -> Wri
     from export.onnxfile import encoder
     from export.onnxfile import writer as decoders
 
-    writer = Writer(source, options.accuracy_level, options.weights == "float32", options.signed)
+    fused = options.attention == "fused" and not options.signed  # who asks for signed codes has not onnxruntime
+    writer = Writer(source, options.accuracy_level, options.weights == "float32", options.signed, fused)
     writes = bool(getattr(source.checkpoint.config, "is_encoder_decoder", False))
     report("writing onnx: graph", 0, 1)
     models: dict[str, Any] = (decoders if writes else encoder).write(source, folder, writer)
@@ -122,7 +126,7 @@ def write(source: Source, folder: Path, options: Options, report: Report) -> Wri
 def _operators(models: dict[str, Any]) -> dict[str, int]:
     """How often the operators occur that hold or round numbers."""
     shown = ("MatMulNBits", "MatMulIntegerToFloat", "MatMulInteger", "QuantizeLinear", "DynamicQuantizeLinear",
-             "DequantizeLinear", "MatMul")  # fmt: skip
+             "DequantizeLinear", "MatMul", "MultiHeadAttention")  # fmt: skip
     kinds = [node.op_type for model in models.values() for node in model.graph.node]
     return {kind: kinds.count(kind) for kind in shown if kind in kinds}
 

@@ -68,6 +68,6 @@ def write(source: Source, folder: Path, writer: Writer) -> dict[str, Any]:
     del folder
     asked = what(source)
     model = skeleton(source)
-    made = trace(model, _Called(model, asked.outputs), asked)
+    made = trace(model, _Called(model, asked.outputs), asked, writer.fused)
     rewrite(made, writer)
     return {"model.onnx": made}

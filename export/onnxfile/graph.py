@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass
 from io import StringIO
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from compress.core.checkpoint import fill_tied
 from compress.core.errors import ModelError
+from export.onnxfile.attention import fused
 from export.source import Source
 
 OPSET = 21
@@ -105,10 +106,13 @@ def _node(kind: str, name: str, given: Tensor, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def trace(model: nn.Module, called: nn.Module, what: Traced) -> Any:
-    """The ModelProto of `called` (a module around `model`, or itself) on `what`, with nodes for matrices."""
+def trace(model: nn.Module, called: nn.Module, what: Traced, one_attention: bool = False) -> Any:
+    """The ModelProto of `called` (a module around `model`, or itself) on `what`, with nodes for matrices.
+
+    one_attention: attention is MultiHeadAttention of com.microsoft where that is the same.
+    """
     shapes = [dict.fromkeys(what.axes.get(name, {}), torch.export.Dim.DYNAMIC) for name in what.inputs]
-    with named(model), _quiet():
+    with named(model), fused(model) if one_attention else nullcontext(), _quiet():
         try:
             program = torch.onnx.export(
                 _ByList(called, list(what.inputs)),

@@ -4,7 +4,7 @@ Weights alone in codes: com.microsoft MatMulNBits, blocks of a power of two; a g
 blocks that repeat its scale, which is the same numbers. Codes of 3 bits lie in 4.
 Int8 inputs: the input is rounded once for all layers that read it, the product is one of integers. A static grid is
 QuantizeLinear and DequantizeLinear, which onnxruntime fuses; a grid for each token is max |x| / 127.5 of the row and a
-QuantizeLinear along the first axis, MatMulIntegerToFloat with the scales of the weight's rows, and the token's scale
+QuantizeLinear of rows as blocks, MatMulIntegerToFloat with the scales of the weight's rows, and the token's scale
 behind it; a grid for the whole tensor is the same with one scale, or DynamicQuantizeLinear where it has a zero point.
 Int8 embeddings: rows of codes are gathered, then multiplied by their scale.
 """
@@ -37,24 +37,27 @@ class Writer:
     """Collects the nodes and weights of a graph that is being rewritten.
 
     accuracy_level: of MatMulNBits. packed: names of the layers whose codes are in it. float_weights: no codes at all.
-    signed: codes on static grids are int8, else uint8.
-    initializers: weights of this graph, tensors: of all graphs of the model.
+    signed: codes on static grids are int8, else uint8. fused: attention of encoders is one operator.
+    initializers: weights of this graph, tensors: of all graphs of the model. rows: of values of this graph, their axes
+    but the last, where all have names. rounded: what inputs were rounded to, by input and grid.
     """
 
     source: Source
     accuracy_level: int
     float_weights: bool = False
     signed: bool = False
+    fused: bool = True
     nodes: list[Any] = field(default_factory=list)
     initializers: dict[str, Any] = field(default_factory=dict)
     packed: dict[str, None] = field(default_factory=dict)
     rounded: dict[tuple[Any, ...], tuple[str, ...]] = field(default_factory=dict)
+    rows: dict[str, tuple[str, ...]] = field(default_factory=dict)
     tensors: dict[str, Any] = field(default_factory=dict)
     count: int = 0
 
     def again(self) -> Writer:
         """For another graph of the same model: weights and names of packed layers are shared, nodes are not."""
-        return replace(self, nodes=[], initializers={}, rounded={}, tensors=self.tensors, packed=self.packed)
+        return replace(self, nodes=[], initializers={}, rounded={}, rows={}, tensors=self.tensors, packed=self.packed)
 
     def node(self, kind: str, inputs: list[str], domain: str = "", out: str = "", attributes: Any = None) -> str:
         """Add an operator with one output; its name. attributes: name -> value."""
@@ -81,6 +84,7 @@ def rewrite(made: Any, writer: Writer) -> None:
     """Replace every node of ours in the ModelProto `made`, in place."""
     from onnx import helper
 
+    writer.rows.update(_rows(made))
     for node in made.graph.node:
         if node.domain == DOMAIN:
             name = node.attribute[0].s.decode()
@@ -99,6 +103,17 @@ def rewrite(made: Any, writer: Writer) -> None:
     from export.onnxfile.graph import OPSET
 
     made.opset_import.extend([helper.make_opsetid("", OPSET), *(helper.make_opsetid(d, 1) for d in sorted(domains))])
+
+
+def _rows(made: Any) -> dict[str, tuple[str, ...]]:
+    """The axes of each value but the last one, by name or size, where all are known."""
+    found = {}
+    for value in (*made.graph.input, *made.graph.value_info):
+        axes = value.type.tensor_type.shape.dim[:-1]
+        names = tuple(axis.dim_param or (str(axis.dim_value) if axis.HasField("dim_value") else "") for axis in axes)
+        if names and all(names):
+            found[value.name] = names
+    return found
 
 
 def coded_of(source: Source, name: str) -> Coded | None:
@@ -300,34 +315,38 @@ def _on_grid(writer: Writer, coded: Coded, x: str, grid: Grid) -> str:
     return writer.node("DequantizeLinear", list(writer.rounded[key]))
 
 
-def _codes_of_rows(writer: Writer, x: str, strategy: str) -> tuple[str, str]:
+def _codes_of_input(writer: Writer, x: str, coded: Coded) -> tuple[str, str]:
     """(codes uint8 of the shape of `x`, scale (..., 1) or of one value) of a symmetric grid made from `x`.
 
-    Codes are 128 higher than int8 ones: onnxruntime's kernels for unsigned inputs are ten times faster.
+    Codes are 128 higher than int8 ones: onnxruntime's kernels for unsigned inputs are ten times faster. A row is one
+    block of QuantizeLinear: along the first axis of a matrix, which is the same, takes half as long again.
     """
-    key = (x, strategy)
+    assert coded.activation is not None
+    key = (x, coded.activation.strategy)
     if key not in writer.rounded:
-        axes = [_ints(writer, [-1])] if strategy == "token" else []
-        keep = {"keepdims": int(strategy == "token")}
+        by_row = coded.activation.strategy == "token"
+        axes, keep = [_ints(writer, [-1])] if by_row else [], {"keepdims": int(by_row)}
         low, high = (writer.node(kind, [x, *axes], attributes=keep) for kind in ("ReduceMin", "ReduceMax"))
-        largest = writer.node("Max", [high, writer.node("Neg", [low])])  # of |x|, which would be written out first
-        scale = writer.node("Max", [writer.node("Div", [largest, _float(writer, HALF)]), _float(writer, TINY)])
-        if strategy == "token":
-            rows = writer.node("Flatten", [x], attributes={"axis": -1})
-            by_row = writer.node("Reshape", [scale, _ints(writer, [-1])])
-            zeros = writer.node("Expand", [_centre(writer), writer.node("Shape", [by_row])])
-            codes = writer.node("QuantizeLinear", [rows, by_row, zeros], attributes={"axis": 0})
-            codes = writer.node("Reshape", [codes, writer.node("Shape", [x])])
-        else:
-            codes = writer.node("QuantizeLinear", [x, scale, _centre(writer)])
-        writer.rounded[key] = (codes, scale)
+        # of |x|, which would be written out first
+        largest = writer.node("Max", [high, writer.node("Neg", [low]), _float(writer, HALF * TINY)])
+        scale = writer.node("Div", [largest, _float(writer, HALF)])
+        blocks = {"axis": -1, "block_size": coded.layer.shape[1]} if by_row else {}
+        zeros = _centres(writer, x, scale) if by_row else _centre(writer)
+        writer.rounded[key] = (writer.node("QuantizeLinear", [x, scale, zeros], attributes=blocks), scale)
     codes, scale = writer.rounded[key]
     return codes, scale
 
 
+def _centres(writer: Writer, x: str, scale: str) -> str:
+    """The code of 0.0 for every row of `x`, whose scales they are: the same for all inputs of as many rows."""
+    key = ("centres", *writer.rows.get(x, (x,)))
+    if key not in writer.rounded:
+        writer.rounded[key] = (writer.node("Expand", [_centre(writer), writer.node("Shape", [scale])]),)
+    return writer.rounded[key][0]
+
+
 def _dynamic(writer: Writer, coded: Coded, x: str, out: str) -> None:
-    assert coded.activation is not None
-    codes, scale = _codes_of_rows(writer, x, coded.activation.strategy)
+    codes, scale = _codes_of_input(writer, x, coded)
     weight, scales = _row_weight(writer, coded)
     product = writer.node("MatMulIntegerToFloat", [codes, weight, _float(writer, 1.0), scales, _centre(writer)], MS)
     writer.node("Mul", [product, scale], out=out)
@@ -358,7 +377,7 @@ def _rounded_floats(writer: Writer, x: str, coded: Coded) -> str:
         return _on_grid(writer, coded, x, grid)
     key = (x, coded.activation.strategy, "floats")
     if key not in writer.rounded:
-        codes, scale = _codes_of_rows(writer, x, coded.activation.strategy)
+        codes, scale = _codes_of_input(writer, x, coded)
         centred = writer.node("Sub", [writer.node("Cast", [codes], attributes={"to": 1}), _float(writer, 128.0)])
         writer.rounded[key] = (writer.node("Mul", [centred, scale]),)
     return writer.rounded[key][0]

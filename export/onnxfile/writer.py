@@ -99,7 +99,7 @@ def write(source: Source, folder: Path, writer: Writer) -> dict[str, Any]:
     }
     made = {}
     for name, (called, what) in calls.items():
-        made[name] = trace(model, called, what)
+        made[name] = trace(model, called, what, writer.fused and name == ENCODER)
         rewrite(made[name], writer.again())
     return made
 
