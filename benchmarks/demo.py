@@ -10,7 +10,8 @@ from typing import Any
 from benchmarks.shared import REPORTS, RUNS, line
 from compress.measure.settings import BenchSettings
 from compress.pipeline.bench import Text, bench
-from compress.pipeline.quantize import DataSettings, quantize
+from calibrate.data import DataSettings
+from compress.pipeline.quantize import quantize
 from compress.recipe import Recipe
 from compress.report import html, terminal
 from compress.report import record as records
