@@ -28,7 +28,9 @@ class Answers:
     counts: answers of each text seen so far, by its number.
     """
 
-    def __init__(self, model: nn.Module, text: TaskText | None, features: Sequence[tuple[Feature, ...]], seed: int):
+    def __init__(
+        self, model: nn.Module, text: TaskText | None, features: Sequence[tuple[Feature, ...]], seed: int
+    ) -> None:
         """features: of each text, where `text` is rows of a task."""
         self.model, self.text, self.features, self.seed = model, text, features, seed
         self.counts: dict[int, int] = {}

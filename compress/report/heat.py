@@ -118,11 +118,15 @@ def chart(record: RunRecord) -> Chart | None:
         "tickvals": list(range(len(lines))),
         "ticktext": [f"{label(role, 20)} · {label(scheme, 16)}" for scheme, role in lines],
         "autorange": "reversed",
+        "showgrid": False,
     }
+    x = {"showgrid": False} | ({"tickvals": blocks} if len(blocks) <= 16 else {})
     dearest = found.layers[0]
     worst = max(
         (row for (layer, _), row in found.values.items() if layer == dearest), key=lambda row: float(row["value"])
     )
     said = f"the dearest is {dearest} at {worst['scheme']}: {worst['value']:.2e} {found.unit}"
-    figure = {"data": [trace], "layout": layout(axis("block"), axis("", ticks))}
-    return Chart("heat", "error", f"What each layer costs, {found.unit}", sentence(said), figure, 90 + 17 * len(lines))
+    figure = {"data": [trace], "layout": layout(axis("block", x), axis("", ticks))}
+    return Chart(
+        "heat", "sensitivity", f"What each layer costs, {found.unit}", sentence(said), figure, 90 + 17 * len(lines)
+    )
