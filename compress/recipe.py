@@ -82,6 +82,10 @@ class Recipe(_Settings):
         None, description="8 bits where fewer do most damage, as measured; default: encoders at 4 bits"
     )
     mixed_share: float = Field(0.25, gt=0, lt=1, description="largest share of the weights that get 8 bits")
+    max_bytes: str = Field("", description="budget of OUT's weight files: 90MB; bits are then chosen layer by layer")
+    bpw: float | None = Field(
+        None, gt=0, le=32, description="the same as bits of the file for each weight of the original"
+    )
     method: str = Field("gptq", description="how codes are solved")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the method")
     embeddings: Literal["auto", "keep", "int8"] = Field(
@@ -134,6 +138,12 @@ class Recipe(_Settings):
         others = ("bits", "group_size", "symmetric", "mixed", "activations")
         fields = type(self).model_fields
         shown = [name for name in others if getattr(self, name) != fields[name].default]
+        if self.max_bytes and self.bpw:
+            raise ValueError(f"--max-bytes {self.max_bytes} and --bpw {self.bpw} are one budget said twice; give one")
+        budget = f"--max-bytes {self.max_bytes}" if self.max_bytes else f"--bpw {self.bpw}" if self.bpw else ""
+        if budget and (self.scheme or shown):
+            flag = "scheme" if self.scheme else shown[0].replace("_", "-")
+            raise ValueError(f"{budget} chooses bits layer by layer; leave out --{flag}")
         if self.scheme and shown:
             raise ValueError(f"--scheme {self.scheme} says it all; leave out --{shown[0].replace('_', '-')}")
         return self

@@ -65,10 +65,11 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     rules = rules_of(recipe, checkpoint, structure)
     encoder = judge.reads_only(checkpoint.model)
     activation = choose_activation(recipe, structure, encoder)
-    mixed = is_mixed(recipe, structure, encoder, activation)
-    early = limits.opens_one_scheme(checkpoint, structure, recipe) if mixed else None
+    budget = bool(recipe.max_bytes or recipe.bpw)
+    mixed = not budget and is_mixed(recipe, structure, encoder, activation)
+    early = limits.opens_one_scheme(checkpoint, structure, recipe) if mixed or budget else None
     mixed = mixed and early is None
-    plan = uniform.make_plan(recipe, structure, rules, dtype, uniform.Wishes(activation, mixed, encoder))
+    plan = uniform.make_plan(recipe, structure, rules, dtype, uniform.Wishes(activation, mixed or budget, encoder))
     limits.check_exports(recipe, opened, checkpoint, structure, plan)
     notes = [*opened.notes, *plan.notes, *([structure.generic] if structure.generic else [])]
     notes += [early] if early else []

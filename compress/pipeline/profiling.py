@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from compress.core.blocks import read_weight
@@ -17,9 +18,10 @@ from compress.core.checkpoint import empty
 from compress.core.device import pick_device, release_memory
 from compress.core.errors import OutputError
 from compress.core.journal import Journal
+from compress.core.numerics.bootstrap import Array, bootstrap
 from compress.core.safetensors_file import pending, read_header, read_tensor, write_file
 from compress.core.task import Feature
-from compress.core.types import BlockRef, LayerPlan, LayerRef, LayerStats
+from compress.core.types import BlockRef, LayerPlan, LayerRef, LayerStats, Sensitivity
 from compress.pipeline.bank import Bank
 from compress.pipeline.collect import Collecting, collecting
 from compress.pipeline.gradient import Backward, Dots
@@ -51,6 +53,16 @@ class Profiling:
     bank: Bank
     journal: Journal
     report: Report
+
+    def sensitivities(self, traces: Sequence[Trace], answers: Answers, metric: str) -> tuple[list[Sensitivity], Row]:
+        """What each layer costs at each scheme, and the line that says in what unit and over how many answers."""
+        rows = self.forward(traces)
+        if metric == "kl":
+            losses, said = self.swapped(traces, answers), self.journal.of("swapped")[0]
+        else:
+            dots, said = self.backward(traces, answers), self.journal.of("scored")[0]
+            losses = {key: [dot * dot / 2 for dot in found] for key, found in dots.items()}
+        return costs(rows, losses, np.array(said["counts"], np.float64)), said
 
     def forward(self, traces: Sequence[Trace]) -> list[Row]:
         """Fill the bank; rows {layer, scheme, bits, error}. Traces end at the last blocks' outputs."""
@@ -105,15 +117,15 @@ class Profiling:
     def swapped(self, traces: Sequence[Trace], answers: Answers) -> Divergences:
         """The divergence of every layer and scheme on each text, measured."""
         trial = Swapped(self.ready.checkpoint, self.ready.structure, self.outside, self.bank)
-        done = {line["block"] for line in self.journal.of("measured")}
+        done = {line["block"] for line in self.journal.of("swapped")}
         with trial.whole():
             for block in (-1, *(block.index for block in self.ready.structure.blocks)):
                 if block not in done:
                     found = trial.divergences(block, traces, answers, self.report)
                     rows = [[layer, scheme, values] for (layer, scheme), values in found.items()]
                     said = {"unit": answers.unit, "counts": [answers.counts[n] for n in range(len(traces))]}
-                    self.journal.append("measured", block=block, rows=rows, **said)
-        return {(layer, scheme): v for line in self.journal.of("measured") for layer, scheme, v in line["rows"]}
+                    self.journal.append("swapped", block=block, rows=rows, **said)
+        return {(layer, scheme): v for line in self.journal.of("swapped") for layer, scheme, v in line["rows"]}
 
     def _check(self, blocks: Iterable[BlockRef]) -> None:
         """Raises OutputError when files that the journal speaks of are gone."""
@@ -191,6 +203,27 @@ def _summed(lines: list[Row]) -> Dots:
             before = found.get((layer, scheme))
             found[layer, scheme] = values if before is None else [a + b for a, b in zip(before, values, strict=True)]
     return found
+
+
+Losses = dict[tuple[str, str], list[float]]
+"""(layer, scheme) -> divergence of each text, all its answers together."""
+
+
+def costs(rows: list[Row], losses: Losses, counts: Array) -> list[Sensitivity]:
+    """Divergence by layer and scheme, with 95 % intervals over texts. rows: of the bank. counts: answers of each text
+    (D,). A layer that no text reaches loses nothing."""
+    none = [0.0] * len(counts)
+    sums = np.array([losses.get((row["layer"], row["scheme"]), none) for row in rows], np.float64).T  # (D, rows)
+
+    def figures(totals: Array) -> Array:
+        means: Array = totals[:, :-1] / totals[:, -1:]
+        return means
+
+    values, bounds = bootstrap(np.concatenate([sums, counts[:, None]], 1), figures, 0)
+    return [
+        Sensitivity(row["layer"], row["scheme"], float(v), low or 0.0, high or float(v), row["bits"], row["error"])
+        for row, v, (low, high) in zip(rows, values, bounds, strict=True)
+    ]
 
 
 def texts_of(ready: Prepared, traces: Sequence[Trace]) -> tuple[list[Trace], list[tuple[Feature, ...]]]:

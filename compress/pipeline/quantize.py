@@ -19,7 +19,7 @@ from compress.core.types import (
 )
 from compress.core.writing import WritingTask
 from compress.measure.size import bits_per_weight, weight_bytes
-from compress.pipeline import finish, identity, inputs, judge
+from compress.pipeline import budgeted, finish, identity, inputs, judge
 from compress.pipeline.answered import with_answers
 from compress.pipeline.collect import MakeCollector
 from compress.pipeline.damage import Trials
@@ -49,8 +49,9 @@ def quantize(recipe: Recipe, overwrite: bool = False, hooks: Hooks | None = None
     threads = device.set_threads(recipe.threads)
     inputs.quiet_libraries()
     ready = open_and_plan(recipe, hooks)
+    budgeted.check(ready)
     stages.done("open and plan")
-    out = Path(recipe.out or identity.default_out(ready.opened.name, recipe.scheme or f"{recipe.bits}bit"))
+    out = Path(recipe.out or identity.default_out(ready.opened.name, budgeted.suffix(recipe)))
     mark = fingerprint(ready, threads)
     with Journal.open(out, mark, overwrite) as journal:
         record = finish.finished_record(out, journal)
@@ -83,11 +84,11 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     outside.load_small(store.block_path(-1))
     chosen = device.pick_device(ready.recipe.device)
     stages.done("prepare")
-    if ready.mixed:
-        ready = _with_damage(run, store, outside, collectors_of(ready.plan, chosen), hooks)
+    if ready.mixed or budgeted.has_budget(ready.recipe):
+        ready = _with_plan(run, store, outside, collectors_of(ready.plan, chosen), hooks)
         run = replace(run, ready=ready)
         store.plan = outside.plan = ready.plan
-        stages.done("measure damage")
+        stages.done("plan")
     streams = make_streams(ready)
     drift = load("collector", "drift")
     stream = Stream(
@@ -118,7 +119,11 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
         layers=(*layers, *extra),
         blocks=tuple(blocks),
         measurements=(*_sizes(ready, out), *measurements),
-        notes=(*ready.notes, *_smoothed(ready.recipe, layers)),
+        notes=(
+            *budgeted.outcome(ready, journal, measurements, weight_bytes(out)),
+            *ready.notes,
+            *_smoothed(ready.recipe, layers),
+        ),
         environment=ready.environment,
         reproduce=finish.command_line(ready.recipe, out),
     )
@@ -135,6 +140,13 @@ def _smoothed(recipe: Recipe, layers: list[LayerResult]) -> list[str]:
     count = sum(layer.smoothed for layer in layers)
     rest = "" if count == len(layers) else "; what the others read is used elsewhere too, or is no layer's own"
     return [f"The inputs of {count} of {len(layers)} layers were smoothed{rest}"] if recipe.smooth else []
+
+
+def _with_plan(run: Run, store: Store, outside: Outside, make: MakeCollector, hooks: Hooks) -> Prepared:
+    """The run with its plan finished by what was measured."""
+    if budgeted.has_budget(run.ready.recipe):
+        return budgeted.within_budget(run.ready, store, outside, run.journal, hooks)
+    return _with_damage(run, store, outside, make, hooks)
 
 
 def _with_damage(run: Run, store: Store, outside: Outside, make: MakeCollector, hooks: Hooks) -> Prepared:

@@ -14,13 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from compress.core import device
 from compress.core.errors import ModelError
 from compress.core.fingerprint import Fingerprint
 from compress.core.journal import Journal
-from compress.core.numerics.bootstrap import Array, bootstrap
 from compress.core.types import LayerRef, RunRecord, Sensitivity, torch_dtype
 from compress.pipeline import finish, identity, inputs, judge
 from compress.pipeline.bank import Bank
@@ -28,16 +25,13 @@ from compress.pipeline.hooks import Hooks, Stages
 from compress.pipeline.likelihood import Answers
 from compress.pipeline.outside import Outside
 from compress.pipeline.prepare import Prepared, describe, fingerprint, make_streams, open_and_plan, rules_of
-from compress.pipeline.profiling import Chosen, Profiling, Row, texts_of
+from compress.pipeline.profiling import Chosen, Profiling, texts_of
 from compress.pipeline.store import Store
 from compress.plan import profile
 from compress.plan.candidates import candidates
 from compress.plan.uniform import all_layers
 from compress.recipe import SensitivityRecipe
 from compress.report import record as records
-
-Losses = dict[tuple[str, str], list[float]]
-"""(layer, scheme) -> divergence of each text, all its answers together."""
 
 
 def sensitivity(recipe: SensitivityRecipe, overwrite: bool = False, hooks: Hooks | None = None) -> RunRecord:
@@ -100,17 +94,9 @@ def _run(run: _Run, stages: Stages, hooks: Hooks, mark: Fingerprint) -> RunRecor
     bank = Bank(store.work, {plan.scheme for plans in run.chosen.values() for plan in plans})
     traces, features = texts_of(ready, make_streams(ready).calibration)
     loop = Profiling(ready, run.chosen, store, outside, bank, journal, hooks.report)
-    rows = loop.forward(traces)
-    stages.done("solve")
     answers = Answers(ready.checkpoint.model, ready.text, features, ready.recipe.seed)
-    if run.recipe.metric == "kl":
-        losses, said = loop.swapped(traces, answers), journal.of("measured")[0]
-    else:
-        dots, said = loop.backward(traces, answers), journal.of("scored")[0]
-        losses = {key: [dot * dot / 2 for dot in found] for key, found in dots.items()}
-    stages.done("judge")
-    counts = np.array(said["counts"], np.float64)
-    found = sensitivities(rows, losses, counts)
+    found, said = loop.sensitivities(traces, answers, run.recipe.metric)
+    stages.done("profile")
     profile.write(run.out / profile.PLACE, profile.Profile(said["unit"], tuple(found), mark))
     return RunRecord(
         command="sensitivity",
@@ -121,7 +107,7 @@ def _run(run: _Run, stages: Stages, hooks: Hooks, mark: Fingerprint) -> RunRecor
         sensitivity={
             "unit": said["unit"],
             "texts": len(traces),
-            "answers": int(counts.sum()),
+            "answers": int(sum(said["counts"])),
             "layers": _listed(found, {la.name: la for la in all_layers(ready.structure)}),
         },
         notes=ready.notes,
@@ -129,23 +115,6 @@ def _run(run: _Run, stages: Stages, hooks: Hooks, mark: Fingerprint) -> RunRecor
         reproduce=finish.command_line(run.recipe, run.out),
         stages=stages.seconds,
     )
-
-
-def sensitivities(rows: list[Row], losses: Losses, counts: Array) -> list[Sensitivity]:
-    """Divergence by layer and scheme, with 95 % intervals over texts. rows: of the bank. counts: answers of each text
-    (D,). A layer that no text reaches loses nothing."""
-    none = [0.0] * len(counts)
-    sums = np.array([losses.get((row["layer"], row["scheme"]), none) for row in rows], np.float64).T  # (D, rows)
-
-    def figures(totals: Array) -> Array:
-        means: Array = totals[:, :-1] / totals[:, -1:]
-        return means
-
-    values, bounds = bootstrap(np.concatenate([sums, counts[:, None]], 1), figures, 0)
-    return [
-        Sensitivity(row["layer"], row["scheme"], float(v), low or 0.0, high or float(v), row["bits"], row["error"])
-        for row, v, (low, high) in zip(rows, values, bounds, strict=True)
-    ]
 
 
 def _listed(found: list[Sensitivity], layers: dict[str, LayerRef]) -> list[dict[str, Any]]:
