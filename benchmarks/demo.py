@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.shared import REPORTS, RUNS, line
+from calibrate.data import DataSettings
 from compress.measure.settings import BenchSettings
 from compress.pipeline.bench import Text, bench
-from compress.pipeline.quantize import DataSettings, quantize
+from compress.pipeline.quantize import quantize
 from compress.recipe import Recipe
 from compress.report import html, terminal
 from compress.report import record as records

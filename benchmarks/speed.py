@@ -22,7 +22,8 @@ from benchmarks.shared import RUNS, bbc, line
 from compress.core.device import set_threads
 from compress.core.opening import resolve
 from compress.pipeline.hooks import Hooks
-from compress.pipeline.quantize import make_streams, open_and_plan, quantize
+from compress.pipeline.prepare import make_streams, open_and_plan
+from compress.pipeline.quantize import quantize
 from compress.recipe import Recipe
 
 REPEATS, BLOCKS = 3, 10

@@ -82,6 +82,10 @@ class Recipe(_Settings):
         None, description="8 bits where fewer do most damage, as measured; default: encoders at 4 bits"
     )
     mixed_share: float = Field(0.25, gt=0, lt=1, description="largest share of the weights that get 8 bits")
+    max_bytes: str = Field("", description="budget of OUT's weight files: 90MB; bits are then chosen layer by layer")
+    bpw: float | None = Field(
+        None, gt=0, le=32, description="the same as bits of the file for each weight of the original"
+    )
     method: str = Field("gptq", description="how codes are solved")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the method")
     embeddings: Literal["auto", "keep", "int8"] = Field(
@@ -134,6 +138,12 @@ class Recipe(_Settings):
         others = ("bits", "group_size", "symmetric", "mixed", "activations")
         fields = type(self).model_fields
         shown = [name for name in others if getattr(self, name) != fields[name].default]
+        if self.max_bytes and self.bpw:
+            raise ValueError(f"--max-bytes {self.max_bytes} and --bpw {self.bpw} are one budget said twice; give one")
+        budget = f"--max-bytes {self.max_bytes}" if self.max_bytes else f"--bpw {self.bpw}" if self.bpw else ""
+        if budget and (self.scheme or shown):
+            flag = "scheme" if self.scheme else shown[0].replace("_", "-")
+            raise ValueError(f"{budget} chooses bits layer by layer; leave out --{flag}")
         if self.scheme and shown:
             raise ValueError(f"--scheme {self.scheme} says it all; leave out --{shown[0].replace('_', '-')}")
         return self
@@ -144,6 +154,42 @@ class Recipe(_Settings):
         if isinstance(value, int) and value != -1 and not 16 <= value <= 256:
             raise ValueError(f"--group-size {value} is out of range; use 16 to 256, -1 for the whole row, or auto")
         return value
+
+
+class SensitivityRecipe(_Settings):
+    """What `compress sensitivity` asks of which model with which data."""
+
+    model: str = Field(DEMO, description="folder, hub id, .gguf file, or 'demo'")
+    out: str = Field("", description="output folder; default: MODEL's name and 'sensitivity'")
+    schemes: list[str] = Field(
+        default_factory=list, description="int4-g64-sym, int8-row-sym, q4_1 ...; default: 2, 3, 4 and 8 bits"
+    )
+    metric: Literal["gradient", "kl"] = Field(
+        "gradient", description="expected from one pass backward, or measured, one layer swapped at a time"
+    )
+    method: str = Field("gptq", description="how codes are solved")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the method")
+
+    data: str | None = Field(None, description="calibration file, folder or hub name; default: built-in text")
+    text_column: str | None = Field(None, description="column that holds the text")
+    samples: int = Field(128, ge=2, description="calibration sequences")
+    seq_len: int = Field(256, ge=8, description="tokens per sequence")
+    task: str = Field("auto", description="what the model is for; auto: its class")
+    columns: dict[str, str] = Field(default_factory=dict, description="role -> column, where usual names do not fit")
+    split: str = Field("", description="NAME of a split to divide, or train=NAME,validation=NAME,test=NAME")
+    filter: list[str] = Field(default_factory=list, description="column=value, column!=value, column~text; all hold")
+    select: str = Field("", description="rows used: 500 drawn by the seed, or a slice :500 or 100:600")
+    seed: int = Field(0, ge=0, description="seed of every random choice")
+
+    threads: int = Field(0, ge=0, description="torch threads; 0: physical cores")
+    device: str = Field("cpu", description="cpu, cuda, cuda:1 ...")
+    allow_pickle: bool = Field(False, description="open .bin weights (loaded with weights_only=True)")
+    trust_remote_code: bool = Field(False, description="run model code from the repository")
+
+    def quantizing(self) -> Recipe:
+        """The settings of the run whose layers are asked about: everything that both have."""
+        shared = self.model_dump(exclude={"out", "schemes", "metric"})
+        return Recipe.build(**shared, mixed=False, activations="none", symmetric=True, eval_samples=0, generate=0)
 
 
 class TuneRecipe(_Settings):

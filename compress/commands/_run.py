@@ -33,6 +33,9 @@ MODEL = typer.Argument(
     None, help="Folder, hub id or .gguf file. Left out: the built-in demo model.", show_default=False
 )
 OPTION = typer.Option(None, metavar="NAME=VALUE", help="Setting of the method, see below; repeatable.")
+SCHEMES = typer.Option(
+    None, help="int4-g64-sym, int8-row-sym, q4_1 ...; repeat it [default: 2, 3, 4 and 8 bits without zero points]."
+)
 COLUMNS = typer.Option(None, metavar="ROLE=COLUMN", help="Columns of labelled data, where names are unusual.")
 SPLIT = typer.Option(
     None, metavar="NAMES", help="Split to divide, or those to use as they are: train=NAME,validation=NAME,test=NAME."

@@ -12,6 +12,7 @@ EXAMPLES = _run.epilog(
     "compress quantize --bits 4                    # the demo model, built-in text",
     "compress quantize ./my-model --data reviews.csv --text-column body",
     "compress quantize org/name --bits 3 --group-size 64 --out small",
+    "compress quantize ./my-model --max-bytes 90MB     # bits layer by layer, within a budget",
     "compress quantize ./my-model --bits 8 --embeddings int8 --json > record.json",
     "compress quantize ./my-bert --bits 8 --activations static --data rows.csv   # W8A8 for fixed int8 kernels",
     "compress quantize ./bert --data r.csv --filter lang=en --select :2000    # rows of a task",
@@ -44,6 +45,10 @@ def command(
     symmetric: bool | None = typer.Option(
         None, "--symmetric/--asymmetric", help="No zero points, or with [default: symmetric at 8 bits only]."
     ),
+    max_bytes: str | None = typer.Option(
+        None, help="Budget of the weight files, like 90MB: bits are chosen layer by layer, by what they cost."
+    ),
+    bpw: float | None = typer.Option(None, help="The same as bits of the file for each weight of the model."),
     mixed: bool | None = typer.Option(
         None, "--mixed/--uniform", help="8 bits where fewer do most damage, as measured [default: encoders at 4 bits]."
     ),

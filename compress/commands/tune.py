@@ -1,4 +1,4 @@
-"""`compress tune`: a model and labelled rows in, a task model and its scores out."""
+"""`compress tune`: a model and labelled rows in, a task model and scores out."""
 
 from __future__ import annotations
 

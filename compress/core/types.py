@@ -164,6 +164,22 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Sensitivity:
+    """What one layer at one scheme costs. value: expected loss, in the unit of its profile, with a 95 % interval.
+
+    bits: of one weight, scales included. error: tr(E H E^T) / tr(W H W^T) of its output.
+    """
+
+    layer: str
+    scheme: str
+    value: float
+    low: float
+    high: float
+    bits: float
+    error: float
+
+
+@dataclass(frozen=True)
 class LayerMethod:
     """A pure function `(weight (O, I), stats or None, scheme, options) -> (QTensor, fallback sentence or None)`.
 
@@ -279,7 +295,8 @@ class RunRecord:
     """Everything a report is made from. Plain data; `compress.report.record` reads and writes it as JSON.
 
     model: name, architecture, parameters, bytes, blocks, dtype. data: calibration and held-out cards.
-    training: the history of `tune`, see compress.train.loop.
+    training: the history of `tune`, see compress.train.loop. sensitivity: unit, texts, answers, and layers with
+    scheme, value, low and high.
     stages: seconds by stage. environment: versions, cpu, threads. reproduce: the command line.
     """
 
@@ -295,6 +312,7 @@ class RunRecord:
     verified: tuple[dict[str, Any], ...] = ()
     generations: tuple[Generation, ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
+    sensitivity: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     stages: dict[str, float] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from compress.pipeline.inputs import load_tokenizer
 from compress.pipeline.store import Store
 from compress.pipeline.stream import Report, remove_work
 from compress.plan.uniform import all_layers
-from compress.recipe import Recipe, TuneRecipe
+from compress.recipe import Recipe, SensitivityRecipe, TuneRecipe
 from compress.report import html, terminal
 from compress.report import record as records
 from compress.report.steps import auto_class
@@ -116,9 +116,9 @@ def write_readme(out: Path, name: str, plan: Plan, notes: tuple[str, ...], archi
     atomic_write(out / "README.md", ["\n".join(lines).encode() + b"\n"])
 
 
-def command_line(recipe: Recipe | TuneRecipe, out: Path) -> str:
+def command_line(recipe: Recipe | TuneRecipe | SensitivityRecipe, out: Path) -> str:
     """The command that makes this artifact again, with every setting that is not the default."""
-    verb = "quantize" if isinstance(recipe, Recipe) else "tune"
+    verb = _VERBS[type(recipe)]
     words = ["compress", verb, *([] if recipe.model == "demo" else [recipe.model])]
     for name, info in type(recipe).model_fields.items():
         value = getattr(recipe, name)
@@ -138,6 +138,7 @@ def command_line(recipe: Recipe | TuneRecipe, out: Path) -> str:
     return shlex.join([*words, "--out", str(out)])
 
 
+_VERBS = {Recipe: "quantize", TuneRecipe: "tune", SensitivityRecipe: "sensitivity"}
 _OFF = {"symmetric": "--asymmetric", "act_symmetric": "--act-asymmetric", "mixed": "--uniform"}
 
 

@@ -71,9 +71,14 @@ def check_exports(recipe: Recipe, opened: Opened, checkpoint: Checkpoint, struct
 
 
 def opens_one_scheme(checkpoint: Checkpoint, structure: Structure, recipe: Recipe) -> str | None:
-    """The note of a model that cannot be mixed, None of one that can. Raises RecipeError when --mixed was asked for."""
+    """The note of a model that cannot be mixed, None of one that can.
+
+    Raises RecipeError when --mixed or a budget was asked for.
+    """
     if not reads_weights(checkpoint.model, structure):
         return None
+    if recipe.max_bytes or recipe.bpw:
+        raise RecipeError(f"a budget is not possible for {structure.architecture}: {EARLY}; give --bits")
     if recipe.mixed:
         raise RecipeError(f"--mixed is not possible for {structure.architecture}: {EARLY}; use --uniform")
     return f"one scheme for all layers, none of 8 bits among those of {recipe.bits}: {EARLY}"

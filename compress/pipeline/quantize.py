@@ -4,67 +4,35 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from calibrate.data import DataSettings, PreparedData, prepare
 from compress.core import artifact, device
-from compress.core.blocks import find_structure
-from compress.core.checkpoint import Checkpoint
-from compress.core.crf import read_crf
 from compress.core.files import write_json
 from compress.core.fingerprint import Fingerprint
 from compress.core.journal import Journal
-from compress.core.opening import Opened, resolve
 from compress.core.registry import load
-from compress.core.task import Context
 from compress.core.types import (
     LayerResult,
     Measurement,
-    Plan,
     RunRecord,
     Scheme,
-    Structure,
     torch_dtype,
 )
 from compress.core.writing import WritingTask
 from compress.measure.size import bits_per_weight, weight_bytes
-from compress.pipeline import finish, identity, inputs, judge, limits
+from compress.pipeline import budgeted, finish, identity, inputs, judge
 from compress.pipeline.answered import with_answers
-from compress.pipeline.collect import Collector, Counted, MakeCollector
+from compress.pipeline.collect import MakeCollector
 from compress.pipeline.damage import Trials
 from compress.pipeline.hooks import Hooks, Stages
-from compress.pipeline.labelled import find_labelled, has_rows, hears
 from compress.pipeline.outside import Outside
-from compress.pipeline.pairs import prepared_pairs
+from compress.pipeline.prepare import Prepared, collectors_of, describe, fingerprint, make_streams, open_and_plan
 from compress.pipeline.probe import write_probe
-from compress.pipeline.replay import Trace
 from compress.pipeline.store import Store
-from compress.pipeline.stream import Stream, Streams, needs_of, reads_text, text_inputs
-from compress.pipeline.task_text import TaskText, prepared, task_text
+from compress.pipeline.stream import Stream, Streams
 from compress.plan import uniform
-from compress.plan.activations import choose_activation
-from compress.plan.mixed import is_mixed, with_eight_bits
-from compress.recipe import EVAL_DOCUMENTS, EVAL_ROWS, Recipe
+from compress.plan.mixed import with_eight_bits
+from compress.recipe import Recipe
 from export.formats.compressed_tensors import FORMAT
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Everything known before the first block is touched. mixed: the plan is finished by measuring damage."""
-
-    recipe: Recipe
-    opened: Opened
-    checkpoint: Checkpoint
-    structure: Structure
-    plan: Plan
-    data: PreparedData | None
-    text: TaskText | None
-    dtype: str
-    environment: dict[str, Any]
-    notes: tuple[str, ...]
-    mixed: bool = False
 
 
 def quantize(recipe: Recipe, overwrite: bool = False, hooks: Hooks | None = None) -> RunRecord:
@@ -81,8 +49,9 @@ def quantize(recipe: Recipe, overwrite: bool = False, hooks: Hooks | None = None
     threads = device.set_threads(recipe.threads)
     inputs.quiet_libraries()
     ready = open_and_plan(recipe, hooks)
+    budgeted.check(ready)
     stages.done("open and plan")
-    out = Path(recipe.out or identity.default_out(ready.opened.name, recipe.scheme or f"{recipe.bits}bit"))
+    out = Path(recipe.out or identity.default_out(ready.opened.name, budgeted.suffix(recipe)))
     mark = fingerprint(ready, threads)
     with Journal.open(out, mark, overwrite) as journal:
         record = finish.finished_record(out, journal)
@@ -115,16 +84,16 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     outside.load_small(store.block_path(-1))
     chosen = device.pick_device(ready.recipe.device)
     stages.done("prepare")
-    if ready.mixed:
-        ready = _with_damage(run, store, outside, _collectors(ready.plan, chosen), hooks)
+    if ready.mixed or budgeted.has_budget(ready.recipe):
+        ready = _with_plan(run, store, outside, collectors_of(ready.plan, chosen), hooks)
         run = replace(run, ready=ready)
         store.plan = outside.plan = ready.plan
-        stages.done("measure damage")
+        stages.done("plan")
     streams = make_streams(ready)
     drift = load("collector", "drift")
     stream = Stream(
         *(ready.checkpoint, ready.structure, ready.plan, store, journal),
-        make=_collectors(ready.plan, chosen),
+        make=collectors_of(ready.plan, chosen),
         drift=lambda rows, columns: drift(rows, columns, chosen),
         report=hooks.report,
         smooth=ready.recipe.smooth,
@@ -150,7 +119,11 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
         layers=(*layers, *extra),
         blocks=tuple(blocks),
         measurements=(*_sizes(ready, out), *measurements),
-        notes=(*ready.notes, *_smoothed(ready.recipe, layers)),
+        notes=(
+            *budgeted.outcome(ready, journal, measurements, weight_bytes(out)),
+            *ready.notes,
+            *_smoothed(ready.recipe, layers),
+        ),
         environment=ready.environment,
         reproduce=finish.command_line(ready.recipe, out),
     )
@@ -169,6 +142,13 @@ def _smoothed(recipe: Recipe, layers: list[LayerResult]) -> list[str]:
     return [f"The inputs of {count} of {len(layers)} layers were smoothed{rest}"] if recipe.smooth else []
 
 
+def _with_plan(run: Run, store: Store, outside: Outside, make: MakeCollector, hooks: Hooks) -> Prepared:
+    """The run with its plan finished by what was measured."""
+    if budgeted.has_budget(run.ready.recipe):
+        return budgeted.within_budget(run.ready, store, outside, run.journal, hooks)
+    return _with_damage(run, store, outside, make, hooks)
+
+
 def _with_damage(run: Run, store: Store, outside: Outside, make: MakeCollector, hooks: Hooks) -> Prepared:
     """The run with its plan finished: eight bits where the planned bits do most damage."""
     ready, journal = run.ready, run.journal
@@ -183,116 +163,6 @@ def _with_damage(run: Run, store: Store, outside: Outside, make: MakeCollector, 
     eight = Scheme("int", 8, first.group_size, True, *FORMAT.scale_grid(8))
     plan = with_eight_bits(ready.plan, ready.structure, found, eight, ready.recipe.mixed_share)
     return replace(ready, plan=plan)
-
-
-def _collectors(plan: Plan, chosen: torch.device) -> MakeCollector:
-    """Makes the collector of one layer input: second moments, and values where a grid is chosen from them."""
-    hessian, values = load("collector", "hessian"), load("collector", "values")
-    static = any(p.activation is not None and not p.activation.dynamic for p in plan.layers.values())
-
-    def make(width: int) -> Collector:
-        moments: Collector = hessian(width, chosen)
-        return Counted(moments, values(chosen)) if static else moments
-
-    return make
-
-
-def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
-    """Open the model, find its structure, make the plan and the token sets. Nothing is written."""
-    method = load("method", recipe.method)
-    options = inputs.method_options(method, recipe)
-    artifact.parse_size(recipe.max_shard_size)  # wrong settings are refused before anything is written
-    device.pick_device(recipe.device)
-    opened = resolve(recipe.model, recipe.allow_pickle, hooks.say)
-    checkpoint = Checkpoint(opened.folder, recipe.trust_remote_code)
-    structure = find_structure(checkpoint.model, checkpoint.config)
-    first = structure.layers[0].param if structure.layers else next(iter(checkpoint.sources))
-    dtype = uniform.storage_dtype(recipe, checkpoint.dtype_of(first))
-    recipe = recipe.model_copy(update={"options": options})
-    rules = uniform.Rules(limits.caps_of(recipe), FORMAT.scale_grid, limits.refuses(checkpoint, structure))
-    encoder = judge.reads_only(checkpoint.model)
-    activation = choose_activation(recipe, structure, encoder)
-    mixed = is_mixed(recipe, structure, encoder, activation)
-    early = limits.opens_one_scheme(checkpoint, structure, recipe) if mixed else None
-    mixed = mixed and early is None
-    plan = uniform.make_plan(recipe, structure, rules, dtype, uniform.Wishes(activation, mixed, encoder))
-    limits.check_exports(recipe, opened, checkpoint, structure, plan)
-    notes = [*opened.notes, *plan.notes, *([structure.generic] if structure.generic else [])]
-    notes += [early] if early else []
-    data, text = None, None
-    reads = mixed or any(reads_text(chosen) for chosen in plan.layers.values())
-    heard = hears(recipe, checkpoint.config) and has_rows(recipe, opened.folder)
-    if (reads or recipe.eval_samples != 0) and (because := limits.cannot_stream(checkpoint, structure, heard)):
-        notes.append(f"{because}, so that no layer was chosen for eight bits" if mixed else because)
-        mixed = False
-    elif reads or recipe.eval_samples != 0:
-        data, text = _data(recipe, opened, checkpoint)
-        notes += data.card.get("warnings", [])
-    environment = device.environment()
-    return Prepared(recipe, opened, checkpoint, structure, plan, data, text, dtype, environment, tuple(notes), mixed)
-
-
-def _data(recipe: Recipe, opened: Opened, checkpoint: Checkpoint) -> tuple[PreparedData, TaskText | None]:
-    """Token sets, and the same as rows of a task where the model has one and the data has labels for it."""
-    tokenizer = inputs.load_tokenizer(opened.folder, recipe.trust_remote_code)
-    limit = inputs.longest_sequence(checkpoint.config)
-    found = find_labelled(recipe, opened.folder, checkpoint.config, tokenizer)
-    if (labelled := found.labelled) is not None:
-        crf = read_crf(opened.folder, labelled.labels) if labelled.task.words else None
-        context = Context(
-            tokenizer,
-            labelled.columns,
-            labelled.labels,
-            min(found.max_length, limit),
-            crf.decode if crf is not None else None,
-            {**labelled.task.settings(opened.folder), **labelled.settings},
-        )
-        if isinstance(labelled.task, WritingTask):
-            return prepared_pairs(labelled, context, recipe)
-        held = EVAL_DOCUMENTS if labelled.task.text else EVAL_ROWS
-        held = held if recipe.eval_samples is None else recipe.eval_samples
-        text = task_text(labelled, context, recipe.samples * recipe.seq_len, held, recipe.seed)
-        made = prepared(text, labelled, context.max_length)
-        return made, None if labelled.task.text else text  # language models are judged by their text
-    settings = DataSettings(
-        data=recipe.data,
-        text_column=recipe.text_column,
-        samples=recipe.samples,
-        seq_len=min(recipe.seq_len, limit),
-        eval_samples=EVAL_DOCUMENTS if recipe.eval_samples is None else recipe.eval_samples,
-        seed=recipe.seed,
-    )
-    embedding = checkpoint.model.get_input_embeddings()
-    made = prepare(settings, tokenizer, int(embedding.weight.shape[0]))
-    if found.note:
-        made.card["warnings"] = [found.note, *made.card.get("warnings", [])]
-    return made, None
-
-
-def make_streams(ready: Prepared) -> Streams:
-    """Traces of calibration and held-out text; empty when the model cannot read text."""
-    if ready.data is None:
-        return Streams([], [], [], [])
-    pairs = bool(getattr(ready.checkpoint.config, "is_encoder_decoder", False))
-
-    def traces(calibration: bool) -> list[Trace]:
-        assert ready.data is not None
-        tokens = ready.data.calibration if calibration else ready.data.heldout
-        made = text_inputs(tokens.sequences, pairs) if ready.text is None else ready.text.inputs(calibration)
-        return [Trace(inputs) for inputs in made]
-
-    compared = any("drift" in needs_of(plan) for plan in ready.plan.layers.values())
-    return Streams(traces(True), traces(True) if compared else [], traces(False), traces(False))
-
-
-def fingerprint(ready: Prepared, threads: int) -> Fingerprint:
-    """Every input that can change a byte of the artifact."""
-    weights = (entry.path for entry in ready.checkpoint.entries.values())
-    files = identity.model_files(ready.opened.folder, weights, ready.recipe.trust_remote_code)
-    found = identity.fingerprint(ready.recipe, files, threads, ready.environment)
-    found["calibration text"] = ready.data.calibration.digest if ready.data else None
-    found["held-out text"] = ready.data.heldout.digest if ready.data else None
-    return found
 
 
 def _outside_results(outside: Outside, store: Store, journal: Journal) -> list[LayerResult]:
@@ -345,21 +215,6 @@ def _write_artifact(run: Run, store: Store) -> None:
     identity.write_manifest(
         out, "compressed-tensors", ready.opened.name, ready.recipe, run.fingerprint, ready.environment
     )
-
-
-def describe(ready: Prepared) -> dict[str, Any]:
-    """What the report says of the original model."""
-    checkpoint = ready.checkpoint
-    return {
-        "name": ready.opened.name,
-        "architecture": ready.structure.architecture,
-        "parameters": checkpoint.parameters,
-        "bytes": checkpoint.nbytes,
-        "blocks": len(ready.structure.blocks),
-        "layers": len(ready.structure.layers),
-        "dtype": str(checkpoint.dtype_of(next(iter(checkpoint.sources)))).removeprefix("torch."),
-        "tied": ready.structure.tied,
-    }
 
 
 def _sizes(ready: Prepared, out: Path) -> list[Measurement]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -93,6 +93,9 @@ class Replay:
 
         Raises ModelError when the model never reaches the block.
         """
+        self._run(trace, index)
+
+    def _run(self, trace: Trace, index: int) -> None:
         self._target, self._trace, self._output = index, trace, None
         try:
             self.model(**trace.inputs)
@@ -109,6 +112,18 @@ class Replay:
         trace.shapes[index], stored = self._output[1]
         trace.stored.update(stored)
         return hidden
+
+    @torch.enable_grad()
+    def graph(self, trace: Trace, index: int | None) -> tuple[Any, dict[str, Tensor]]:
+        """The output of block `index`, or None: of the model, as `run` and `finish` give it, with the graph that made
+        it; and the newest hidden states of each stack, which are leaves of that graph."""
+        leaves = {stack: hidden.detach().requires_grad_() for stack, hidden in trace.hidden.items()}
+        given = replace(trace, hidden=leaves)
+        if index is not None:
+            self._run(given, index)
+            return self._output[0], leaves
+        self._target, self._trace = None, given
+        return self.model(**trace.inputs), leaves
 
     @torch.no_grad()
     def finish(self, trace: Trace, logits_to_keep: Tensor | None = None) -> Any:

@@ -25,6 +25,11 @@ GROUPS = (
         "Training",
         "The loss is that of training rows; scores are of rows that the model is not trained on.",
     ),
+    (
+        "sensitivity",
+        "Sensitivity",
+        "What the model's answers would lose if one layer alone had fewer bits; colours go by powers of ten.",
+    ),
     ("size", "Size", ""),
     ("quality", "Quality", "Whiskers and brackets are 95 % intervals."),
     ("speed", "Speed", ""),
@@ -92,6 +97,7 @@ def _body(whole: RunRecord, drawn: list[Chart]) -> str:
     by_group = {key: "".join(chart(c) for c in drawn if c.group == key) for key, _, _ in GROUPS}
     extra = {
         "training": _balance(record),
+        "sensitivity": "",
         "size": _roles(record),
         "quality": _subjects(record, "Quality by model", (*summary.QUALITY, *summary.other_names(record))),
         "speed": _subjects(record, "Speed by model", summary.SPEED),

@@ -28,6 +28,8 @@ def next_steps(record: RunRecord) -> list[Step]:
         if record.artifact:
             found.append(Step("compare in its runtime", f"compress bench {_quoted(record.artifact)} {_quoted(where)}"))
         return found
+    if record.command == "sensitivity":
+        return [Step("make it smaller", f"compress quantize {_quoted(model)} --bits 4")]
     if record.artifact:
         loader = auto_class(str(record.model.get("architecture") or ""))
         out = words.clean(record.artifact)

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.core.types import RunRecord
-from compress.report import exports, steps, summary, training, words
+from compress.report import exports, heat, steps, summary, training, words
 
 _PLAIN = str.maketrans({"→": ">", "×": "x", "·": "-", "–": "-", "…": "~", "─": "-"})
 MAX_LABELS = 20
@@ -48,6 +48,7 @@ def _page(whole: RunRecord, width: int) -> RenderableType:
         _subjects(record, (*summary.QUALITY, *summary.other_names(record)), "Quality", width),
         _subjects(record, summary.SPEED, "Speed", width),
         Text(f"\n{summary.basis(record)}", style=DIM) if _many(record) else None,
+        _costs(record),
         _training(record),
         _balance(record),
         _roles(record, width),
@@ -78,6 +79,11 @@ def _title(record: RunRecord) -> RenderableType:
     return Group(
         Text(), Rule(Text(f"compress {words.clean(record.command, 20)}"), align="left", style=DIM), line, *card
     )
+
+
+def _costs(record: RunRecord) -> RenderableType | None:
+    found = heat.table(record)
+    return _section(*found) if found else None
 
 
 def _section(title: str, body: RenderableType) -> RenderableType:

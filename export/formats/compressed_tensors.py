@@ -130,6 +130,14 @@ class Format:
                 found[f"{name}.input_zero_point"] = grid.zero
         return found
 
+    def stored_bytes(self, layer: LayerRef, scheme: Scheme) -> int:
+        """Bytes of the tensors of one packed layer, as `tensors` makes them; headers are extra."""
+        rows, columns = layer.shape
+        groups = scheme.groups(columns)
+        total = rows * -(-columns * scheme.bits // 32) * 4 + 16
+        total += rows * groups * torch_dtype(scheme.scale_dtype).itemsize
+        return total if scheme.symmetric else total + -(-rows * scheme.bits // 32) * 4 * groups
+
     def quantization_config(
         self, packed: Mapping[str, Stored], dense_modules: list[str], experts: bool
     ) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from compress.core.errors import MissingExtraError
 from compress.recipe import Recipe
 from tests.e2e.conftest import QUICK, Run
 
-COMMANDS = ("bench", "doctor", "export", "inspect", "quantize", "report", "tune", "verify")
+COMMANDS = ("bench", "doctor", "export", "inspect", "quantize", "report", "sensitivity", "tune", "verify")
 CONTRACT = ["command", "model", "artifact", "plan", "measurements", "verified", "environment"]
 
 

@@ -20,7 +20,7 @@ from compress.core.types import Scheme
 from compress.pipeline.damage import TRIAL_TOKENS, Trials
 from compress.pipeline.hooks import Hooks
 from compress.pipeline.outside import Outside
-from compress.pipeline.quantize import make_streams, open_and_plan
+from compress.pipeline.prepare import make_streams, open_and_plan
 from compress.pipeline.store import Store
 from compress.plan.mixed import groups_of, with_eight_bits
 from compress.recipe import Recipe

@@ -17,7 +17,7 @@ from compress.core.types import Plan, Structure
 from compress.pipeline.collect import collecting
 from compress.pipeline.hooks import Hooks
 from compress.pipeline.outside import Outside
-from compress.pipeline.quantize import make_streams, open_and_plan
+from compress.pipeline.prepare import make_streams, open_and_plan
 from compress.pipeline.replay import Replay, Trace
 from compress.pipeline.store import Store
 from compress.recipe import Recipe

@@ -1,0 +1,206 @@
+"""What a small change of each weight does to the loss: one pass backward over the original model, a block at a time.
+
+The loss is the model's own: answers are drawn from what it says (Fisher's information, not the empirical one, which
+labels of a text would give). Of a text with log-likelihood l and a layer whose weight W becomes W + D, the expected
+divergence is E[(dl/dW . D)^2] / 2 up to third order: all of the change, over tokens and outputs together, and one
+product with the weight's gradient for each scheme, however many there are.
+Source: Kullback 1959, Information Theory and Statistics, section 2.6; Martens 2020, arXiv:1412.1193, section 5.
+
+Memory: one block with the gradients of its matrices, the changes of its layers at every scheme in float32, and the
+activations of all texts once, with their gradients. What goes into each block waits on disk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.core.blocks import read_weight
+from compress.core.checkpoint import Checkpoint, empty
+from compress.core.device import release_memory
+from compress.core.errors import ModelError
+from compress.core.numerics.affine import dequantize
+from compress.core.types import BlockRef, LayerRef, Structure
+from compress.pipeline.bank import Bank
+from compress.pipeline.outside import Outside
+from compress.pipeline.replay import Replay, Trace
+
+Dots = dict[tuple[str, str], list[float]]
+"""(layer, scheme) -> (gradient of the log-likelihood) . (change of the weight), of each text."""
+
+Likelihood = Callable[[int, Trace, Any], Tensor]
+"""Number of a text, its trace, the model's output -> log-likelihood of answers drawn from it, a scalar."""
+
+
+class Backward:
+    """The pass backward. `upstream` holds for each text the gradient at the newest output of each stack."""
+
+    def __init__(self, checkpoint: Checkpoint, structure: Structure, outside: Outside, bank: Bank) -> None:
+        """bank: of all layers that are asked about."""
+        self.checkpoint, self.structure, self.outside, self.bank = checkpoint, structure, outside, bank
+        self.upstream: list[dict[str, Tensor]] = []
+
+    def ends(self, replay: Replay, traces: Sequence[Trace], likelihood: Likelihood) -> Dots:
+        """Begin at the model's answers; traces end at the last blocks' outputs. Dots of the head, of the embedding
+        where it is tied to it."""
+        model = self.checkpoint.model
+        self.upstream = []
+        dots: Dots = {}
+        with self.outside.installed("original", vocabulary=True):
+            head = self._head()
+            changes = self._changes(-1, [head] if head is not None else [])
+            with _differentiable(model, [head] if head is not None else []) as parameters:
+                for number, trace in enumerate(traces):
+                    output, leaves = replay.graph(trace, None)
+                    score = likelihood(number, trace, output)
+                    wanted = [*leaves.values(), *parameters]
+                    found = torch.autograd.grad(score, wanted, allow_unused=True)
+                    self.upstream.append(_known(leaves, found))
+                    if head is not None:
+                        _count(dots, (number, len(traces)), head, found[-1], changes)
+        return dots
+
+    def block(self, replay: Replay, block: BlockRef, traces: Sequence[Trace]) -> Dots:
+        """Dots of a block's layers, and of the embedding at the first block of a stack; `upstream` moves to its input.
+
+        Traces hold what goes into the block, and the last outputs of the other stacks.
+        """
+        model, first = self.checkpoint.model, block.position == 0
+        there = self.bank.names(block.index)
+        layers = [layer for layer in block.layers if layer.name in there]
+        self.checkpoint.fill(block.name)
+        dots: Dots = {}
+        with self.outside.installed("original", vocabulary=first):
+            table = self._changes(-1, [e for e in [self._embedding()] if e is not None]) if first else {}
+            changes = self._changes(block.index, layers)
+            with _differentiable(model, layers) as parameters, _looked_up(model, bool(table)) as looked:
+                for number, trace in enumerate(traces):
+                    gradient = self.upstream[number].pop(block.stack, None)
+                    if gradient is None:  # nothing that follows reads this stack
+                        continue
+                    looked.clear()
+                    output, leaves = replay.graph(trace, block.index)
+                    if first:
+                        leaves.pop(block.stack, None)  # not read: its input comes from the embedding
+                    wanted = [*leaves.values(), *parameters, *(words for _, words in looked)]
+                    found = torch.autograd.grad(output, wanted, gradient, allow_unused=True)
+                    self._pass_on(number, _known(leaves, found))
+                    place = (number, len(traces))
+                    of_layers = dict(zip(list(_params(layers)), found[len(leaves) :], strict=False))
+                    for layer in layers:
+                        _count(dots, place, layer, of_layers[layer.param], changes)
+                    of_words = found[len(leaves) + len(parameters) :]
+                    for (ids, _), words in zip(looked, of_words, strict=True):
+                        _count_words(dots, place, ids, words, table)
+        empty(model.get_submodule(block.name))
+        release_memory()
+        return dots
+
+    def _head(self) -> LayerRef | None:
+        """What makes the logits, if it is asked about; the embedding where it is that."""
+        head = self.structure.head
+        if head is not None and head.tied_to is not None:
+            return self._embedding()
+        return head if head is not None and head.name in self.bank.names(-1) else None
+
+    def _embedding(self) -> LayerRef | None:
+        found = self.structure.embedding
+        return found if found is not None and found.name in self.bank.names(-1) else None
+
+    def _changes(self, block: int, layers: Sequence[LayerRef]) -> dict[str, dict[str, Tensor]]:
+        """Layer -> scheme -> what it adds to the weight (O, I), float32."""
+        found: dict[str, dict[str, Tensor]] = {}
+        codes = self.bank.read(block) if layers else {}
+        for layer in layers:
+            weight = read_weight(layer, self.checkpoint.model.get_parameter(layer.param))
+            mine = {scheme: q for (name, scheme), q in codes.items() if name == layer.name}
+            found[layer.name] = {scheme: dequantize(q) - weight for scheme, q in mine.items()}
+        return found
+
+    def _pass_on(self, number: int, gradients: dict[str, Tensor]) -> None:
+        for stack, gradient in gradients.items():
+            before = self.upstream[number].get(stack)
+            self.upstream[number][stack] = gradient if before is None else before + gradient
+
+
+Place = tuple[int, int]  # number of a text, how many there are
+Changes = dict[str, dict[str, Tensor]]
+
+
+def _count(dots: Dots, place: Place, layer: LayerRef, gradient: Tensor | None, changes: Changes) -> None:
+    """Add the products of a layer; gradient: of the parameter that holds it, None where the text did not reach it."""
+    if gradient is None:
+        return
+    matrix = read_weight(layer, gradient).flatten()
+    for scheme, change in changes[layer.name].items():
+        _put(dots, place, (layer.name, scheme), float(torch.dot(matrix, change.flatten())))
+
+
+def _count_words(dots: Dots, place: Place, ids: Tensor, gradient: Tensor | None, changes: Changes) -> None:
+    """The same for looked-up rows: ids (...), gradient (..., D) at what was found."""
+    if gradient is None:
+        return
+    for name, by_scheme in changes.items():
+        for scheme, change in by_scheme.items():
+            _put(dots, place, (name, scheme), float((change[ids] * gradient).sum()))
+
+
+def _put(dots: Dots, place: Place, key: tuple[str, str], value: float) -> None:
+    if not math.isfinite(value):
+        raise ModelError(
+            f"the gradient of {key[0]} is not finite on text {place[0]}; the model overflows float32 on it"
+        )
+    dots.setdefault(key, [0.0] * place[1])[place[0]] += value
+
+
+def _known(leaves: dict[str, Tensor], found: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    """The gradients of the leaves that were reached."""
+    return {stack: g for stack, g in zip(leaves, found, strict=False) if g is not None}
+
+
+def _params(layers: Sequence[LayerRef]) -> list[str]:
+    return list(dict.fromkeys(layer.param for layer in layers))
+
+
+@contextmanager
+def _differentiable(model: nn.Module, layers: Sequence[LayerRef]) -> Iterator[list[nn.Parameter]]:
+    """Inside, the parameters that hold `layers`, given in order and once each, have gradients; nothing else does."""
+    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    chosen = [model.get_parameter(name) for name in _params(layers)]
+    for parameter in asked:
+        parameter.requires_grad_(False)
+    for parameter in chosen:
+        parameter.requires_grad_(True)
+    try:
+        yield chosen
+    finally:
+        for parameter in chosen:
+            parameter.requires_grad_(False)
+
+
+@contextmanager
+def _looked_up(model: nn.Module, wanted: bool) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Inside, what the token embedding finds is a leaf; (ids, leaf) of each look-up is in the list."""
+    found: list[tuple[Tensor, Tensor]] = []
+    if not wanted:
+        yield found
+        return
+
+    def after(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        leaf = output.detach().requires_grad_()
+        found.append((args[0], leaf))
+        return leaf
+
+    table = model.get_input_embeddings().weight  # type: ignore[operator]
+    users = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is table]
+    hooks = [module.register_forward_hook(after) for module in users]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()

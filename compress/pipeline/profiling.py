@@ -1,0 +1,241 @@
+"""The loop behind `compress sensitivity`: forward with a bank of codes, backward with dots, a journal line per block.
+
+Memory: as the quantizing loop, with one layer's codes at every scheme; backward as compress.pipeline.gradient says.
+On disk until the end: what goes into each block, (texts, L, D) float32, and the bank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from compress.core.blocks import read_weight
+from compress.core.checkpoint import empty
+from compress.core.device import pick_device, release_memory
+from compress.core.errors import OutputError
+from compress.core.journal import Journal
+from compress.core.numerics.bootstrap import Array, bootstrap
+from compress.core.safetensors_file import pending, read_header, read_tensor, write_file
+from compress.core.task import Feature
+from compress.core.types import BlockRef, LayerPlan, LayerRef, LayerStats, Sensitivity
+from compress.pipeline.bank import Bank
+from compress.pipeline.collect import Collecting, collecting
+from compress.pipeline.gradient import Backward, Dots
+from compress.pipeline.likelihood import Answers
+from compress.pipeline.outside import Outside
+from compress.pipeline.prepare import Prepared, collectors_of
+from compress.pipeline.replay import Replay, Trace
+from compress.pipeline.solve import Job, Solved, solve
+from compress.pipeline.store import Store
+from compress.pipeline.stream import Report, old_objects_left_alone
+from compress.pipeline.swapped import Divergences, Swapped
+from compress.plan.uniform import all_layers
+
+MOST_TEXTS = 256
+"""Texts that are judged one by one; of more, those of one batch are taken together."""
+
+Chosen = dict[str, tuple[LayerPlan, ...]]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Profiling:
+    """Everything the loop works with. chosen: the plans that may be chosen for each layer."""
+
+    ready: Prepared
+    chosen: Chosen
+    store: Store
+    outside: Outside
+    bank: Bank
+    journal: Journal
+    report: Report
+
+    def sensitivities(self, traces: Sequence[Trace], answers: Answers, metric: str) -> tuple[list[Sensitivity], Row]:
+        """What each layer costs at each scheme, and the line that says in what unit and over how many answers."""
+        rows = self.forward(traces)
+        if metric == "kl":
+            losses, said = self.swapped(traces, answers), self.journal.of("swapped")[0]
+        else:
+            dots, said = self.backward(traces, answers), self.journal.of("scored")[0]
+            losses = {key: [dot * dot / 2 for dot in found] for key, found in dots.items()}
+        return costs(rows, losses, np.array(said["counts"], np.float64)), said
+
+    def forward(self, traces: Sequence[Trace]) -> list[Row]:
+        """Fill the bank; rows {layer, scheme, bits, error}. Traces end at the last blocks' outputs."""
+        blocks = self.ready.structure.blocks
+        lines = self.journal.of("banked")
+        done = len([line for line in lines if line["block"] >= 0])
+        self._check(blocks[:done])
+        make = collectors_of(self.ready.plan, pick_device(self.ready.recipe.device))
+        for block in {block.stack: block for block in blocks[:done]}.values():
+            self.store.read_state(block, list(traces))
+        with Replay(self.ready.checkpoint.model, blocks) as replay, old_objects_left_alone():
+            for block in blocks[done:]:
+                self.report("solving", block.index, len(blocks))
+                self.ready.checkpoint.fill(block.name)
+                with (
+                    self.outside.installed("original", vocabulary=block.position == 0),
+                    collecting(self.ready.checkpoint.model, block, make) as gathered,
+                ):
+                    for trace in traces:
+                        replay.advance(trace, block.index)
+                self.store.write_state(block, list(traces))
+                self._bank(block.index, self._solved(gathered))
+                empty(self.ready.checkpoint.model.get_submodule(block.name))
+                release_memory()
+        if not any(line["block"] < 0 for line in lines):
+            self._bank(-1, self._ends())
+        self.report("solving", len(blocks), len(blocks))
+        return [row for line in self.journal.of("banked") for row in line["rows"]]
+
+    def backward(self, traces: Sequence[Trace], answers: Answers) -> Dots:
+        """The dots of every layer and scheme with each text."""
+        ready, blocks = self.ready, self.ready.structure.blocks
+        walk = Backward(ready.checkpoint, ready.structure, self.outside, self.bank)
+        done = len(self.journal.of("scored"))
+        if done:
+            walk.upstream = self._upstream(done, len(traces))
+        with Replay(ready.checkpoint.model, blocks) as replay, old_objects_left_alone():
+            if not done:
+                dots = walk.ends(replay, traces, answers)
+                said = {"unit": answers.unit, "counts": [answers.counts[n] for n in range(len(traces))]}
+                self._scored(0, dots, walk, said)
+            for turn, block in enumerate(reversed(blocks), 1):
+                self.report("judging", turn - 1, len(blocks))
+                if turn <= done - 1:
+                    continue
+                if block.position > 0:
+                    self.store.read_state(blocks[block.index - 1], list(traces))
+                self._scored(turn, walk.block(replay, block, traces), walk, {})
+        self.report("judging", len(blocks), len(blocks))
+        return _summed(self.journal.of("scored"))
+
+    def swapped(self, traces: Sequence[Trace], answers: Answers) -> Divergences:
+        """The divergence of every layer and scheme on each text, measured."""
+        trial = Swapped(self.ready.checkpoint, self.ready.structure, self.outside, self.bank)
+        done = {line["block"] for line in self.journal.of("swapped")}
+        with trial.whole():
+            for block in (-1, *(block.index for block in self.ready.structure.blocks)):
+                if block not in done:
+                    found = trial.divergences(block, traces, answers, self.report)
+                    rows = [[layer, scheme, values] for (layer, scheme), values in found.items()]
+                    said = {"unit": answers.unit, "counts": [answers.counts[n] for n in range(len(traces))]}
+                    self.journal.append("swapped", block=block, rows=rows, **said)
+        return {(layer, scheme): v for line in self.journal.of("swapped") for layer, scheme, v in line["rows"]}
+
+    def _check(self, blocks: Iterable[BlockRef]) -> None:
+        """Raises OutputError when files that the journal speaks of are gone."""
+        scored = len(self.journal.of("scored"))
+        needed = [path for b in blocks for path in (self.bank.path(b.index), self.store.state_path(b.index))]
+        needed += [self._gradients(scored - 1)] if scored else []
+        if missing := [path for path in needed if not path.is_file()]:
+            raise OutputError(f"{missing[0]} of the interrupted run is gone; pass --overwrite to start over")
+
+    def _solved(self, gathered: Collecting) -> list[Solved]:
+        found: list[Solved] = []
+        for stack in gathered.inputs():
+            stats = gathered.take(stack[0])
+            ways = max((len(self.chosen[layer.name]) for layer in stack), default=0)
+            for way in range(ways):
+                found += solve(
+                    self._job(la, self.chosen[la.name][way], stats) for la in stack if way < len(self.chosen[la.name])
+                )
+            gathered.drop(stack[0])
+        return found
+
+    def _ends(self) -> list[Solved]:
+        """The embedding and the head, read as they are in the file."""
+        asked = [layer for layer in all_layers(self.ready.structure) if layer.block < 0 and layer.name in self.chosen]
+        return [
+            item
+            for layer in asked
+            for plan in self.chosen[layer.name]
+            for item in solve([self._job(layer, plan, None)])
+        ]
+
+    def _job(self, layer: LayerRef, plan: LayerPlan, stats: LayerStats | None) -> Job:
+        parameter = self.ready.checkpoint.model.get_parameter(layer.param)
+        weight = read_weight(layer, self.ready.checkpoint.load(layer.param) if parameter.is_meta else parameter)
+        before = self.ready.checkpoint.dtype_of(layer.param).itemsize * weight.numel()
+        return Job(layer, plan, weight, stats, before)
+
+    def _bank(self, block: int, solved: list[Solved]) -> None:
+        self.bank.write(block, solved)
+        rows = [
+            {
+                "layer": item.layer.name,
+                "scheme": item.result.scheme,
+                "bits": item.q.scheme.bits_per_weight(item.layer.shape),
+                "error": item.result.output_error,
+            }
+            for item in solved
+        ]
+        self.journal.append("banked", block=block, rows=rows)
+
+    def _gradients(self, turn: int) -> Any:
+        return self.store.work / f"gradients-{turn:05d}.safetensors"
+
+    def _scored(self, turn: int, dots: Dots, walk: Backward, more: dict[str, Any]) -> None:
+        tensors = {f"{n}.{stack}": pending(g) for n, held in enumerate(walk.upstream) for stack, g in held.items()}
+        write_file(self._gradients(turn), tensors)
+        rows = [[layer, scheme, values] for (layer, scheme), values in dots.items()]
+        self.journal.append("scored", turn=turn, dots=rows, **more)
+        self._gradients(turn - 1).unlink(missing_ok=True)
+
+    def _upstream(self, done: int, texts: int) -> list[dict[str, Tensor]]:
+        entries = read_header(self._gradients(done - 1))
+        found: list[dict[str, Tensor]] = [{} for _ in range(texts)]
+        for name, entry in entries.items():
+            number, _, stack = name.partition(".")
+            found[int(number)][stack] = read_tensor(entry)
+        return found
+
+
+def _summed(lines: list[Row]) -> Dots:
+    """The dots of all lines: an embedding is met where words are looked up and, tied, where logits are made."""
+    found: Dots = {}
+    for line in lines:
+        for layer, scheme, values in line["dots"]:
+            before = found.get((layer, scheme))
+            found[layer, scheme] = values if before is None else [a + b for a, b in zip(before, values, strict=True)]
+    return found
+
+
+Losses = dict[tuple[str, str], list[float]]
+"""(layer, scheme) -> divergence of each text, all its answers together."""
+
+
+def costs(rows: list[Row], losses: Losses, counts: Array) -> list[Sensitivity]:
+    """Divergence by layer and scheme, with 95 % intervals over texts. rows: of the bank. counts: answers of each text
+    (D,). A layer that no text reaches loses nothing."""
+    none = [0.0] * len(counts)
+    sums = np.array([losses.get((row["layer"], row["scheme"]), none) for row in rows], np.float64).T  # (D, rows)
+
+    def figures(totals: Array) -> Array:
+        means: Array = totals[:, :-1] / totals[:, -1:]
+        return means
+
+    values, bounds = bootstrap(np.concatenate([sums, counts[:, None]], 1), figures, 0)
+    return [
+        Sensitivity(row["layer"], row["scheme"], float(v), low or 0.0, high or float(v), row["bits"], row["error"])
+        for row, v, (low, high) in zip(rows, values, bounds, strict=True)
+    ]
+
+
+def texts_of(ready: Prepared, traces: Sequence[Trace]) -> tuple[list[Trace], list[tuple[Feature, ...]]]:
+    """Traces of one text each, with its feature where it is a row of a task; of more than MOST_TEXTS, as they are."""
+    numbers: Sequence[tuple[int, ...]] = ready.text.calibration_batches if ready.text is not None else ()
+    features = [tuple(ready.text.calibration[n] for n in batch) for batch in numbers] if ready.text is not None else []
+    rows = [len(next(iter(trace.inputs.values()))) for trace in traces]
+    if sum(rows) > MOST_TEXTS:
+        return list(traces), features
+    one = [
+        Trace({name: tensor[n : n + 1] for name, tensor in trace.inputs.items()})
+        for trace, count in zip(traces, rows, strict=True)
+        for n in range(count)
+    ]
+    return one, [(feature,) for batch in features for feature in batch]

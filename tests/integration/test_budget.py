@@ -1,0 +1,115 @@
+"""`quantize --max-bytes` and `--bpw` on tiny models: within the budget, better with more of it, resumed, refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compress.core.errors import BudgetError, CompressError, RecipeError
+from compress.core.journal import Journal
+from compress.core.types import RunRecord
+from compress.measure.size import weight_bytes
+from compress.plan import profile
+from tests.rebuild import run
+from tests.tiny import save_tiny, tiny_config
+
+TEXT = {"samples": 24, "seq_len": 32, "eval_samples": 4}
+
+
+def planned(model: Path, out: Path, **settings: Any) -> RunRecord:
+    """The record of a run within a budget, on a text beside the model."""
+    return run(model.name, model, out, **{**TEXT, **settings}).record
+
+
+def kl(record: RunRecord) -> float:
+    """Of the language model on held-out text."""
+    return next(m.median for m in record.measurements if m.name == "kl")
+
+
+def test_more_bytes_are_never_left_unused_for_nothing(tmp_path: Path) -> None:
+    model = save_tiny("llama", tmp_path / "llama")
+    losses = []
+    for size in ("160kB", "175kB", "200kB", "240kB"):
+        record = planned(model, tmp_path / size, max_bytes=size)
+        used = weight_bytes(tmp_path / size)
+        assert used <= int(size[:-2]) * 1000
+        assert f"Budget {size[:3]},000 bytes: {used:,} used. Expected loss" in record.notes[0]
+        assert "measured on held-out text" in record.notes[0]
+        losses.append(kl(record))
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] > 20 * losses[-1]
+
+
+def test_the_plan_says_why_and_fused_layers_are_alike(tmp_path: Path) -> None:
+    model = save_tiny("llama", tmp_path / "llama")
+    planned(model, tmp_path / "out", bpw=8.6)
+    plan = json.loads((tmp_path / "out" / "compress" / "plan.json").read_text())["layers"]
+    inside = {name: row for name, row in plan.items() if ".layers." in name}
+    assert len({row["scheme"] for row in inside.values()}) > 1
+    assert all(row["reason"].startswith("loses ") for row in inside.values())
+    assert any("would save" in row["reason"] for row in inside.values())
+    for block in range(tiny_config("llama").num_hidden_layers):
+        start = f"model.layers.{block}"
+        assert len({inside[f"{start}.self_attn.{part}_proj"]["scheme"] for part in "qkv"}) == 1
+        assert len({inside[f"{start}.mlp.{part}_proj"]["scheme"] for part in ("gate", "up")}) == 1
+    found = profile.read(tmp_path / "out" / profile.PLACE)
+    assert {one.layer for one in found.sensitivities} == set(inside)
+
+
+def test_classifiers_and_encoder_decoders_have_budgets_too(tmp_path: Path) -> None:
+    for name, size in (("bert-classifier", "110kB"), ("bart", "225kB")):
+        model = save_tiny(name, tmp_path / name)
+        record = planned(model, tmp_path / f"{name}-out", max_bytes=size)
+        assert weight_bytes(tmp_path / f"{name}-out") <= int(size[:-2]) * 1000
+        assert len({row.scheme for row in record.layers if row.scheme.startswith("int")}) > 1
+        assert ("nats per answer" if name.startswith("bert") else "nats per token") in record.notes[0]
+
+
+def test_killed_anywhere_it_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save_tiny("llama", tmp_path / "llama")
+    planned(model, tmp_path / "whole", max_bytes="175kB", verify=False)
+    append, deaths = Journal.append, []
+
+    def dies(self: Journal, kind: str, **fields: Any) -> None:
+        append(self, kind, **fields)
+        if kind in ("outside", "banked", "scored", "planned", "block", "measured"):
+            deaths.append(kind)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "append", dies)
+    for _ in range(40):
+        try:
+            planned(model, tmp_path / "cut", max_bytes="175kB", verify=False)
+            break
+        except KeyboardInterrupt:
+            continue
+    assert {"banked", "scored", "planned", "block"} <= set(deaths)
+    for name in ("model.safetensors", "config.json", "compress/plan.json", "compress/profile.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert not (tmp_path / "cut" / "compress" / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "kind", "said"),
+    [
+        ("llama", {"max_bytes": "60kB"}, BudgetError, r"60,000 bytes are too few: the smallest file is 1\d\d,\d\d\d"),
+        ("llama", {"bpw": 0.5}, BudgetError, "are too few"),
+        ("llama", {"max_bytes": "ninety"}, RecipeError, "'ninety' is not understood; write it like 5GB or 500MB"),
+        ("llama", {"max_bytes": "1MB", "bpw": 3.0}, RecipeError, "are one budget said twice; give one"),
+        ("llama", {"max_bytes": "1MB", "bits": 3}, RecipeError, "chooses bits layer by layer; leave out --bits"),
+        ("llama", {"bpw": 3.0, "scheme": "q4_1"}, RecipeError, "chooses bits layer by layer; leave out --scheme"),
+        ("gpt2", {"max_bytes": "1MB"}, RecipeError, "compressed-tensors cannot pack a conv1d weight"),
+        ("mixtral", {"max_bytes": "1MB"}, RecipeError, "packed experts with one scheme for the whole model"),
+        ("whisper", {"max_bytes": "1MB"}, RecipeError, "cannot be asked of whisper"),
+    ],
+)
+def test_what_cannot_be_planned_leaves_nothing(
+    tmp_path: Path, name: str, settings: dict[str, Any], kind: type[CompressError], said: str
+) -> None:
+    model = save_tiny(name, tmp_path / name)
+    with pytest.raises(kind, match=said):
+        planned(model, tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
