@@ -120,7 +120,7 @@ def write(source: Source, folder: Path, options: Options, report: Report) -> Wri
     if options.accuracy_level == 4 and "MatMulNBits" in nodes:
         why = "inputs of MatMulNBits rounded to int8 by block (accuracy_level 4)"
         facts["arithmetic"] = {"coded": "int8-group", "why": why}
-    return Written(tuple(writer.packed), facts, _notes(source, writer, options))
+    return Written(tuple(writer.packed), facts, _notes(source, writer, options, nodes))
 
 
 def _operators(models: dict[str, Any]) -> dict[str, int]:
@@ -131,7 +131,7 @@ def _operators(models: dict[str, Any]) -> dict[str, int]:
     return {kind: kinds.count(kind) for kind in shown if kind in kinds}
 
 
-def _notes(source: Source, writer: Writer, options: Options) -> tuple[str, ...]:
+def _notes(source: Source, writer: Writer, options: Options, nodes: dict[str, int]) -> tuple[str, ...]:
     schemes = [source.coded[name] for name in writer.packed]
     said = []
     if any(coded.scheme.bits == 3 for coded in schemes):
@@ -145,6 +145,9 @@ def _notes(source: Source, writer: Writer, options: Options) -> tuple[str, ...]:
         said.append("weights in groups have no integer product: inputs are rounded to int8, products are float32")
     if any(c.activation is not None and c.activation.dynamic and c.activation.symmetric for c in schemes):
         said.append("inputs rounded by token use com.microsoft MatMulIntegerToFloat: onnxruntime runs it on CPUs")
+    if "MultiHeadAttention" in nodes:
+        said.append("attention is com.microsoft MultiHeadAttention; for other runtimes than onnxruntime export with "
+                    "--option attention=plain")  # fmt: skip
     if options.weights == "float32":
         said.append("weights are float32, as their codes stand for them; inputs are not rounded")
     return tuple(said)

@@ -14,7 +14,7 @@ from compress.core.errors import ModelError, OutputError, RecipeError
 from compress.core.journal import Journal
 from compress.core.types import RunRecord
 from compress.pipeline import profiling
-from compress.pipeline.sensitivity import sensitivities, sensitivity
+from compress.pipeline.sensitivity import sensitivity
 from compress.plan import profile
 from compress.recipe import SensitivityRecipe
 from compress.report import html, terminal
@@ -77,10 +77,10 @@ def test_a_tied_embedding_is_met_at_both_ends(tmp_path: Path) -> None:
 
 def test_one_text_by_hand() -> None:
     rows = [{"layer": "a", "scheme": "int4-g32-sym", "bits": 4.5, "error": 0.1}]
-    found = sensitivities(rows, {("a", "int4-g32-sym"): [2.0, 4.0, 6.0]}, np.array([10.0, 10.0, 20.0]))
+    found = profiling.costs(rows, {("a", "int4-g32-sym"): [2.0, 4.0, 6.0]}, np.array([10.0, 10.0, 20.0]))
     assert found[0].value == pytest.approx(12 / 40)
     assert found[0].low < found[0].value < found[0].high
-    assert sensitivities(rows, {}, np.ones(3))[0].value == 0.0  # no text reaches it
+    assert profiling.costs(rows, {}, np.ones(3))[0].value == 0.0  # no text reaches it
 
 
 def test_killed_anywhere_it_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
