@@ -12,17 +12,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "TuneRecipe", "bench", "quantize", "tune"]
+__all__ = ["Recipe", "SensitivityRecipe", "TuneRecipe", "bench", "quantize", "sensitivity", "tune"]
 
 if TYPE_CHECKING:
-    from compress.api import bench, quantize, tune
-    from compress.recipe import Recipe, TuneRecipe
+    from compress.api import bench, quantize, sensitivity, tune
+    from compress.recipe import Recipe, SensitivityRecipe, TuneRecipe
 
 _HOMES = {
     "quantize": "compress.api",
     "tune": "compress.api",
     "bench": "compress.api",
+    "sensitivity": "compress.api",
     "Recipe": "compress.recipe",
+    "SensitivityRecipe": "compress.recipe",
     "TuneRecipe": "compress.recipe",
 }
 

@@ -8,11 +8,12 @@ from compress.core.types import RunRecord, TokenSet
 from compress.measure.bench import run_bench
 from compress.measure.settings import BenchSettings
 from compress.pipeline import quantize as stage
+from compress.pipeline import sensitivity as profiling_stage
 from compress.pipeline import tune as tuning_stage
 from compress.pipeline.hooks import Hooks
-from compress.recipe import Recipe, TuneRecipe
+from compress.recipe import Recipe, SensitivityRecipe, TuneRecipe
 
-__all__ = ["bench", "quantize", "tune"]
+__all__ = ["bench", "quantize", "sensitivity", "tune"]
 
 
 def quantize(
@@ -57,6 +58,27 @@ def tune(
         model = TuneRecipe.build(model=model, data=data, out=out, method=method)
     hooks = Hooks(report=progress) if progress else Hooks()
     return tuning_stage.tune(model, overwrite, hooks)
+
+
+def sensitivity(
+    model: str | SensitivityRecipe = "demo",
+    out: str = "",
+    data: str | None = None,
+    schemes: list[str] | None = None,
+    overwrite: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> RunRecord:
+    """What each layer of a model costs at each scheme; `record.sensitivity` has unit, texts, answers and layers.
+
+    model: a folder, hub id or .gguf file, or a whole SensitivityRecipe (then the next three are taken from it).
+    schemes: names like int4-g64-sym; 2, 3, 4 and 8 bits without. progress: called with (stage, done, total).
+
+    Raises the errors of compress.core.errors: InputError for models, data and settings that cannot be used.
+    """
+    if not isinstance(model, SensitivityRecipe):
+        model = SensitivityRecipe.build(model=model, out=out, data=data, schemes=schemes or [])
+    hooks = Hooks(report=progress) if progress else Hooks()
+    return profiling_stage.sensitivity(model, overwrite, hooks)
 
 
 def bench(subjects: tuple[str, ...], heldout: TokenSet | None = None, dtype: str = "float32") -> RunRecord:
