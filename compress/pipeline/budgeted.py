@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from compress.core.artifact import parse_size
 from compress.core.errors import BudgetError, RecipeError
@@ -17,7 +18,7 @@ from compress.pipeline.hooks import Hooks
 from compress.pipeline.likelihood import Answers
 from compress.pipeline.outside import Outside
 from compress.pipeline.prepare import Prepared, make_streams, rules_of
-from compress.pipeline.profiling import Chosen, Profiling, texts_of
+from compress.pipeline.profiling import Chosen, Profiling, listed, texts_of
 from compress.pipeline.store import Store
 from compress.plan import budget, profile
 from compress.plan.candidates import candidates
@@ -136,6 +137,15 @@ def _sizes(ready: Prepared) -> budget.Sizes:
         int8 = plan is not None and plan.scheme.kind == "int" and plan.packed
         fixed += math.prod(shape) * (1 if int8 else kept) + (4 * shape[0] if int8 else 0)
     return budget.Sizes(fixed, FORMAT.stored_bytes)
+
+
+def profiled(ready: Prepared, journal: Journal) -> dict[str, Any]:
+    """What the layers cost that the plan was chosen by, for the record; nothing without a budget."""
+    if journal.last("planned") is None:
+        return {}
+    found, first = profile.read(journal.out / profile.PLACE), journal.of("scored")[0]
+    answers = {"texts": len(first["counts"]), "answers": sum(first["counts"])}
+    return {"unit": found.unit, **answers, "layers": listed(found.sensitivities, ready.structure)}
 
 
 def outcome(ready: Prepared, journal: Journal, measured: Sequence[Measurement], size: int) -> list[str]:

@@ -7,7 +7,7 @@ On disk until the end: what goes into each block, (texts, L, D) float32, and the
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from compress.core.journal import Journal
 from compress.core.numerics.bootstrap import Array, bootstrap
 from compress.core.safetensors_file import pending, read_header, read_tensor, write_file
 from compress.core.task import Feature
-from compress.core.types import BlockRef, LayerPlan, LayerRef, LayerStats, Sensitivity
+from compress.core.types import BlockRef, LayerPlan, LayerRef, LayerStats, Sensitivity, Structure
 from compress.pipeline.bank import Bank
 from compress.pipeline.collect import Collecting, collecting
 from compress.pipeline.gradient import Backward, Dots
@@ -239,3 +239,13 @@ def texts_of(ready: Prepared, traces: Sequence[Trace]) -> tuple[list[Trace], lis
         for n in range(count)
     ]
     return one, [(feature,) for batch in features for feature in batch]
+
+
+def listed(found: Iterable[Sensitivity], structure: Structure) -> list[Row]:
+    """Rows for the record: each with the block and role of its layer."""
+    layers = {layer.name: layer for layer in all_layers(structure)}
+    return [
+        {name: value for name, value in asdict(one).items() if name != "error"}
+        | {"block": layers[one.layer].block, "role": layers[one.layer].role}
+        for one in found
+    ]

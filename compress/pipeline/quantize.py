@@ -119,6 +119,7 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
         layers=(*layers, *extra),
         blocks=tuple(blocks),
         measurements=(*_sizes(ready, out), *measurements),
+        sensitivity=budgeted.profiled(ready, journal),
         notes=(
             *budgeted.outcome(ready, journal, measurements, weight_bytes(out)),
             *ready.notes,

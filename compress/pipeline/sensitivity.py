@@ -10,26 +10,24 @@ its gradients; the solver runs once a scheme.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from compress.core import device
 from compress.core.errors import ModelError
 from compress.core.fingerprint import Fingerprint
 from compress.core.journal import Journal
-from compress.core.types import LayerRef, RunRecord, Sensitivity, torch_dtype
+from compress.core.types import RunRecord, torch_dtype
 from compress.pipeline import finish, identity, inputs, judge
 from compress.pipeline.bank import Bank
 from compress.pipeline.hooks import Hooks, Stages
 from compress.pipeline.likelihood import Answers
 from compress.pipeline.outside import Outside
 from compress.pipeline.prepare import Prepared, describe, fingerprint, make_streams, open_and_plan, rules_of
-from compress.pipeline.profiling import Chosen, Profiling, texts_of
+from compress.pipeline.profiling import Chosen, Profiling, listed, texts_of
 from compress.pipeline.store import Store
 from compress.plan import profile
 from compress.plan.candidates import candidates
-from compress.plan.uniform import all_layers
 from compress.recipe import SensitivityRecipe
 from compress.report import record as records
 
@@ -108,19 +106,10 @@ def _run(run: _Run, stages: Stages, hooks: Hooks, mark: Fingerprint) -> RunRecor
             "unit": said["unit"],
             "texts": len(traces),
             "answers": int(sum(said["counts"])),
-            "layers": _listed(found, {la.name: la for la in all_layers(ready.structure)}),
+            "layers": listed(found, ready.structure),
         },
         notes=ready.notes,
         environment=ready.environment,
         reproduce=finish.command_line(run.recipe, run.out),
         stages=stages.seconds,
     )
-
-
-def _listed(found: list[Sensitivity], layers: dict[str, LayerRef]) -> list[dict[str, Any]]:
-    """Rows for the record: each with the block and role of its layer."""
-    return [
-        {name: value for name, value in asdict(one).items() if name != "error"}
-        | {"block": layers[one.layer].block, "role": layers[one.layer].role}
-        for one in found
-    ]

@@ -45,7 +45,7 @@ def test_more_bytes_are_never_left_unused_for_nothing(tmp_path: Path) -> None:
 
 def test_the_plan_says_why_and_fused_layers_are_alike(tmp_path: Path) -> None:
     model = save_tiny("llama", tmp_path / "llama")
-    planned(model, tmp_path / "out", bpw=8.6)
+    record = planned(model, tmp_path / "out", bpw=8.6)
     plan = json.loads((tmp_path / "out" / "compress" / "plan.json").read_text())["layers"]
     inside = {name: row for name, row in plan.items() if ".layers." in name}
     assert len({row["scheme"] for row in inside.values()}) > 1
@@ -57,6 +57,8 @@ def test_the_plan_says_why_and_fused_layers_are_alike(tmp_path: Path) -> None:
         assert len({inside[f"{start}.mlp.{part}_proj"]["scheme"] for part in ("gate", "up")}) == 1
     found = profile.read(tmp_path / "out" / profile.PLACE)
     assert {one.layer for one in found.sensitivities} == set(inside)
+    assert {row["layer"] for row in record.sensitivity["layers"]} == set(inside)
+    assert "What each layer costs, nats per token" in (tmp_path / "out" / "report.txt").read_text()
 
 
 def test_classifiers_and_encoder_decoders_have_budgets_too(tmp_path: Path) -> None:
