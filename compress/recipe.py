@@ -86,6 +86,7 @@ class Recipe(_Settings):
     bpw: float | None = Field(
         None, gt=0, le=32, description="the same as bits of the file for each weight of the original"
     )
+    plan: str = Field("", description="plan.json whose layers' schemes, methods and options are taken")
     method: str = Field("gptq", description="how codes are solved")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the method")
     embeddings: Literal["auto", "keep", "int8"] = Field(
@@ -138,6 +139,8 @@ class Recipe(_Settings):
         others = ("bits", "group_size", "symmetric", "mixed", "activations")
         fields = type(self).model_fields
         shown = [name for name in others if getattr(self, name) != fields[name].default]
+        if self.plan and (self.max_bytes or self.bpw or self.scheme or self.mixed):
+            raise ValueError(f"--plan {self.plan} says what each layer gets; leave out budgets, --scheme and --mixed")
         if self.max_bytes and self.bpw:
             raise ValueError(f"--max-bytes {self.max_bytes} and --bpw {self.bpw} are one budget said twice; give one")
         budget = f"--max-bytes {self.max_bytes}" if self.max_bytes else f"--bpw {self.bpw}" if self.bpw else ""

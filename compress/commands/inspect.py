@@ -7,7 +7,10 @@ import typer
 from compress.commands import _run
 
 EXAMPLES = _run.epilog(
-    "compress inspect ./my-model", "compress inspect ./my-model-4bit", "compress inspect model.gguf --json"
+    "compress inspect ./my-model",
+    "compress inspect ./my-model-4bit",
+    "compress inspect model.gguf --json",
+    "compress inspect plan.json ./my-model-4bit/compress/plan.json        # what two plans differ in",
 )
 
 
@@ -18,6 +21,7 @@ def register(app: typer.Typer) -> None:
 
 def command(
     model: str | None = _run.MODEL,
+    other: str | None = typer.Argument(None, help="Of a plan.json: another one, to compare."),
     allow_pickle: bool = typer.Option(False, "--allow-pickle", help="Open .bin weights."),
     trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help="Run code that comes with the model."),
     json: bool = _run.JSON,
@@ -27,10 +31,13 @@ def command(
     """Show blocks, layers, roles, ties and sizes of a model or an artifact."""
     output = _run.Output(json, quiet, verbose)
     with _run.errors_as_sentences(output):
-        from compress.pipeline.inspect import inspect, show
+        from compress.pipeline.inspect import inspect, inspect_plans, show
 
         with _run.Bars(output) as bars:
-            record = inspect(model or "demo", allow_pickle, trust_remote_code, bars.say)
+            if (model or "").endswith(".json") or other is not None:
+                record = inspect_plans(model or "", other)
+            else:
+                record = inspect(model or "demo", allow_pickle, trust_remote_code, bars.say)
         if output.json:
             _run.show(record, output)
         elif not output.quiet:

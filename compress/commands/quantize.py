@@ -13,6 +13,7 @@ EXAMPLES = _run.epilog(
     "compress quantize ./my-model --data reviews.csv --text-column body",
     "compress quantize org/name --bits 3 --group-size 64 --out small",
     "compress quantize ./my-model --max-bytes 90MB     # bits layer by layer, within a budget",
+    "compress quantize ./my-model --plan plan.json     # a plan of another run, edited",
     "compress quantize ./my-model --bits 8 --embeddings int8 --json > record.json",
     "compress quantize ./my-bert --bits 8 --activations static --data rows.csv   # W8A8 for fixed int8 kernels",
     "compress quantize ./bert --data r.csv --filter lang=en --select :2000    # rows of a task",
@@ -49,6 +50,9 @@ def command(
         None, help="Budget of the weight files, like 90MB: bits are chosen layer by layer, by what they cost."
     ),
     bpw: float | None = typer.Option(None, help="The same as bits of the file for each weight of the model."),
+    plan: str | None = typer.Option(
+        None, help="A plan.json, of another run or edited: schemes, methods and options of its layers are taken."
+    ),
     mixed: bool | None = typer.Option(
         None, "--mixed/--uniform", help="8 bits where fewer do most damage, as measured [default: encoders at 4 bits]."
     ),

@@ -20,6 +20,7 @@ from compress.core.opening import resolve
 from compress.core.types import LayerRef, Measurement, RunRecord
 from compress.measure.size import weight_bytes
 from compress.pipeline.inputs import quiet_libraries
+from compress.plan import edited
 from compress.plan.uniform import all_layers
 
 
@@ -46,6 +47,19 @@ def inspect(model: str, allow_pickle: bool, trust_remote_code: bool, say: Callab
     notes = (*opened.notes, *([structure.generic] if structure.generic else []))
     sizes = (Measurement("original", "bytes", "bytes", checkpoint.nbytes),)
     return RunRecord("inspect", card, None, measurements=sizes, notes=notes, environment=device.environment())
+
+
+def inspect_plans(path: str, other: str | None) -> RunRecord:
+    """What a plan.json says, or what two differ in. Raises InputError, RecipeError for files that are no plans."""
+    one = edited.read(path)
+    if other is None:
+        schemes = Counter(str(line["scheme"]) for line in one.values())
+        card = {"name": path, "layers": len(one), "schemes": dict(schemes.most_common())}
+        rows = [(name, str(line["scheme"]), str(line.get("reason") or "")) for name, line in one.items()]
+        return RunRecord("inspect", {**card, "lines": rows}, None, plan={"layers": dict(one)})
+    rows = edited.differences(one, edited.read(other))
+    card = {"name": f"{path} and {other}", "layers": len(one), "different": len(rows)}
+    return RunRecord("inspect", {**card, "lines": rows}, None, plan={"layers": dict(one)})
 
 
 def _artifact(path: Path) -> RunRecord:
@@ -82,7 +96,7 @@ def _role(role: str, layers: list[LayerRef]) -> dict[str, Any]:
 def show(record: RunRecord, console: Console) -> None:
     """Print what was found."""
     card = dict(record.model)
-    roles = card.pop("roles", [])
+    roles, lines = card.pop("roles", []), card.pop("lines", None)
     head = Table(box=None, show_header=False, pad_edge=False)
     for name, value in card.items():
         head.add_row(name, escape(_plain(value)))
@@ -96,6 +110,10 @@ def show(record: RunRecord, console: Console) -> None:
             cells = (line["role"], str(line["layers"]), ", ".join(line["shapes"][:3]), f"{line['parameters']:,}")
             table.add_row(*map(escape, (*cells, ", ".join(line["stored"]), shared)))
         console.print(table)
+    if lines is not None:
+        for name, first, second in lines:
+            console.print(f"{name}: {first or '(not named)'}  {second or '(not named)'}", markup=False, highlight=False)
+        return
     for note in record.notes:
         console.print(f"· {note}", markup=False)
     name = record.artifact or card.get("name", "MODEL")

@@ -26,7 +26,7 @@ from compress.pipeline.pairs import prepared_pairs
 from compress.pipeline.replay import Trace
 from compress.pipeline.stream import Streams, needs_of, reads_text, text_inputs
 from compress.pipeline.task_text import TaskText, prepared, task_text
-from compress.plan import uniform
+from compress.plan import edited, uniform
 from compress.plan.activations import choose_activation
 from compress.plan.mixed import is_mixed
 from compress.recipe import EVAL_DOCUMENTS, EVAL_ROWS, Recipe
@@ -65,11 +65,16 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     rules = rules_of(recipe, checkpoint, structure)
     encoder = judge.reads_only(checkpoint.model)
     activation = choose_activation(recipe, structure, encoder)
+    lines = edited.read(recipe.plan) if recipe.plan else {}
     budget = bool(recipe.max_bytes or recipe.bpw)
-    mixed = not budget and is_mixed(recipe, structure, encoder, activation)
+    mixed = not budget and not lines and is_mixed(recipe, structure, encoder, activation)
     early = limits.opens_one_scheme(checkpoint, structure, recipe) if mixed or budget else None
     mixed = mixed and early is None
-    plan = uniform.make_plan(recipe, structure, rules, dtype, uniform.Wishes(activation, mixed or budget, encoder))
+    plan = uniform.make_plan(
+        recipe, structure, rules, dtype, uniform.Wishes(activation, mixed or budget or edited.symmetric(lines), encoder)
+    )
+    if lines:
+        plan = edited.applied(plan, lines, structure, rules)
     limits.check_exports(recipe, opened, checkpoint, structure, plan)
     notes = [*opened.notes, *plan.notes, *([structure.generic] if structure.generic else [])]
     notes += [early] if early else []
@@ -149,6 +154,8 @@ def fingerprint(ready: Prepared, threads: int) -> Fingerprint:
     weights = (entry.path for entry in ready.checkpoint.entries.values())
     files = identity.model_files(ready.opened.folder, weights, ready.recipe.trust_remote_code)
     found = identity.fingerprint(ready.recipe, files, threads, ready.environment)
+    if ready.recipe.plan:
+        found["--plan"] = {name: dict(line) for name, line in edited.read(ready.recipe.plan).items()}
     found["calibration text"] = ready.data.calibration.digest if ready.data else None
     found["held-out text"] = ready.data.heldout.digest if ready.data else None
     return found

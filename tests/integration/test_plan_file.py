@@ -1,0 +1,151 @@
+"""`quantize --plan`: another run's plan.json, edited or not; refused where it cannot be; two plans compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compress.core.errors import CompressError, InputError, OutputError, RecipeError
+from compress.pipeline.inspect import inspect_plans
+from tests.rebuild import run
+from tests.tiny import save_tiny
+
+TEXT = {"samples": 8, "seq_len": 32, "eval_samples": 2, "verify": True}
+DOWN = "model.layers.0.mlp.down_proj"
+QKV = [f"model.layers.1.self_attn.{part}_proj" for part in "qkv"]
+Layers = dict[str, dict[str, Any]]
+
+
+def plan_of(out: Path) -> Layers:
+    """The layers of a run's plan.json."""
+    layers: Layers = json.loads((out / "compress" / "plan.json").read_text())["layers"]
+    return layers
+
+
+def written(path: Path, layers: Layers) -> str:
+    """A plan.json with these layers."""
+    path.write_text(json.dumps({"layers": layers}))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("llama", {"max_bytes": "175kB"}),
+        ("bert-classifier", {"bits": 4}),
+        ("bert-classifier", {"bits": 8, "activations": "dynamic"}),
+        ("gpt2", {"bits": 3, "method": "rtn"}),
+        ("qwen2", {"bits": 4, "embeddings": "int8"}),
+    ],
+)
+def test_a_plan_gives_the_same_bytes_again(tmp_path: Path, name: str, settings: dict[str, Any]) -> None:
+    model = save_tiny(name, tmp_path / name)
+    first = run(name, model, tmp_path / "first", **TEXT, **settings)
+    again = run(name, model, tmp_path / "again", **TEXT, plan=str(first.out / "compress" / "plan.json"))
+    assert plan_of(again.out) == plan_of(first.out)
+    assert (again.out / "model.safetensors").read_bytes() == (first.out / "model.safetensors").read_bytes()
+    assert all(line["passed"] for line in again.record.verified)
+
+
+def test_an_edited_line_is_what_is_done(tmp_path: Path) -> None:
+    model = save_tiny("llama", tmp_path / "llama")
+    first = run("llama", model, tmp_path / "first", **TEXT, bits=4, symmetric=True)
+    layers = plan_of(first.out)
+    layers[DOWN] |= {"scheme": "int8-row-sym", "method": "rtn", "reason": "because I say so", "options": {}}
+    for name in QKV:
+        layers[name] = {"scheme": "int8-row-sym"}
+    del layers["model.layers.2.mlp.down_proj"]  # stays as it would be
+    edited = written(tmp_path / "plan.json", layers)
+    done = run("llama", model, tmp_path / "out", **TEXT, plan=edited)
+    found = plan_of(done.out)
+    assert found[DOWN]["scheme"] == "int8-row-sym"
+    assert found[DOWN]["method"] == "rtn"
+    assert found[DOWN]["reason"] == "because I say so"
+    assert {found[name]["scheme"] for name in QKV} == {"int8-row-sym"}
+    assert found["model.layers.2.mlp.down_proj"]["scheme"] == "int4-g64-sym"
+    assert all(line["passed"] for line in done.record.verified)
+    record = inspect_plans(str(first.out / "compress" / "plan.json"), edited)
+    assert {row[0] for row in record.model["lines"]} == {DOWN, *QKV, "model.layers.2.mlp.down_proj"}
+    assert record.model["different"] == 5
+    with pytest.raises(OutputError, match="--plan"):
+        run("llama", model, tmp_path / "out", **TEXT, plan=str(first.out / "compress" / "plan.json"))
+
+
+def _named(layers: Layers) -> None:
+    layers["model.layers.0.mlp.down_prj"] = {"scheme": "int4-g64-sym"}
+
+
+def _strange(layers: Layers) -> None:
+    layers[DOWN]["scheme"] = "int5-g64-sym"
+
+
+def _group(layers: Layers) -> None:
+    layers[DOWN]["scheme"] = "int4-g48-sym"
+
+
+def _apart(layers: Layers) -> None:
+    layers[QKV[0]]["scheme"] = "int8-row-sym"
+
+
+def _zeros(layers: Layers) -> None:
+    layers[DOWN]["scheme"] = "int4-g64-asym"
+
+
+def _method(layers: Layers) -> None:
+    layers[DOWN]["method"] = "gtpq"
+
+
+def _option(layers: Layers) -> None:
+    layers[DOWN]["options"] = {"damp": 99.0}
+
+
+def _kept(layers: Layers) -> None:
+    layers[DOWN]["scheme"] = "bfloat16"
+
+
+def _empty(layers: Layers) -> None:
+    layers.clear()
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (_named, "names model.layers.0.mlp.down_prj, and LlamaForCausalLM has no such layer; is .*down_proj meant"),
+        (_strange, "5 bits cannot be stored"),
+        (_group, "int4-g48-sym, whose groups do not divide"),
+        (_apart, "are fused by servers, and the plan gives them int4-g64-sym and int8-row-sym; give them one scheme"),
+        (_zeros, "zero points with one scheme for the whole model"),
+        (_method, "no method is called 'gtpq'"),
+        (_option, "damp 99.0 is out of range"),
+        (_kept, "layers of blocks have codes: int8-row-sym loses least"),
+        (_empty, "is no plan"),
+    ],
+)
+def test_a_plan_that_cannot_be(tmp_path: Path, edit: Callable[[Layers], None], said: str) -> None:
+    model = save_tiny("llama", tmp_path / "llama")
+    layers = {
+        layer: {"scheme": "int4-g64-sym", "method": "gptq"}
+        for block in range(3)
+        for layer in (
+            *(f"model.layers.{block}.self_attn.{part}_proj" for part in "qkvo"),
+            *(f"model.layers.{block}.mlp.{part}_proj" for part in ("gate", "up", "down")),
+        )
+    }
+    edit(layers)
+    with pytest.raises(CompressError, match=said):
+        run("llama", model, tmp_path / "out", **TEXT, plan=written(tmp_path / "plan.json", layers))
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_no_plans(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        inspect_plans(str(tmp_path / "none.json"), None)
+    (tmp_path / "cut.json").write_text('{"layers": {"a": {"sch')
+    with pytest.raises(RecipeError, match="is no plan"):
+        inspect_plans(str(tmp_path / "cut.json"), None)
+    with pytest.raises(RecipeError, match="leave out budgets"):
+        run("llama", tmp_path, tmp_path / "out", plan="plan.json", max_bytes="1MB")
