@@ -139,7 +139,7 @@ class Recipe(_Settings):
         others = ("bits", "group_size", "symmetric", "mixed", "activations")
         fields = type(self).model_fields
         shown = [name for name in others if getattr(self, name) != fields[name].default]
-        if self.plan and (self.max_bytes or self.bpw or self.scheme or self.mixed):
+        if self.plan and (self.has_budget or self.scheme or self.mixed):
             raise ValueError(f"--plan {self.plan} says what each layer gets; leave out budgets, --scheme and --mixed")
         if self.max_bytes and self.bpw:
             raise ValueError(f"--max-bytes {self.max_bytes} and --bpw {self.bpw} are one budget said twice; give one")
@@ -157,6 +157,11 @@ class Recipe(_Settings):
         if isinstance(value, int) and value != -1 and not 16 <= value <= 256:
             raise ValueError(f"--group-size {value} is out of range; use 16 to 256, -1 for the whole row, or auto")
         return value
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether bits are chosen layer by layer, within a size."""
+        return bool(self.max_bytes or self.bpw)
 
 
 class SensitivityRecipe(_Settings):

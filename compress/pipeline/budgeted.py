@@ -31,14 +31,9 @@ ENTRY, HEADER = 84, 1024
 """Bytes of a tensor's line in a safetensors header beside its name, and of a header beside its lines, at most."""
 
 
-def has_budget(recipe: Recipe) -> bool:
-    """Whether bits are chosen layer by layer."""
-    return bool(recipe.max_bytes or recipe.bpw)
-
-
 def suffix(recipe: Recipe) -> str:
     """What the folder of such a run is called after the model."""
-    if has_budget(recipe):
+    if recipe.has_budget:
         return recipe.max_bytes.lower() or f"{recipe.bpw:g}bpw"
     return recipe.scheme or f"{recipe.bits}bit"
 
@@ -54,7 +49,7 @@ def limit_of(ready: Prepared) -> int:
 def check(ready: Prepared) -> None:
     """Before any work: raises BudgetError for a budget below the smallest file, RecipeError for a size that is not
     understood and for a model whose layers must all have one scheme."""
-    if not has_budget(ready.recipe):
+    if not ready.recipe.has_budget:
         return
     if ready.data is None:
         raise RecipeError(f"a budget is spent by what layers cost, and that cannot be asked of {ready.opened.name}: "

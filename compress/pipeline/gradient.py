@@ -91,7 +91,7 @@ class Backward:
                     found = torch.autograd.grad(output, wanted, gradient, allow_unused=True)
                     self._pass_on(number, _known(leaves, found))
                     place = (number, len(traces))
-                    of_layers = dict(zip(list(_params(layers)), found[len(leaves) :], strict=False))
+                    of_layers = dict(zip(_params(layers), found[len(leaves) :], strict=False))
                     for layer in layers:
                         _count(dots, place, layer, of_layers[layer.param], changes)
                     of_words = found[len(leaves) + len(parameters) :]

@@ -77,7 +77,7 @@ def opens_one_scheme(checkpoint: Checkpoint, structure: Structure, recipe: Recip
     """
     if not reads_weights(checkpoint.model, structure):
         return None
-    if recipe.max_bytes or recipe.bpw:
+    if recipe.has_budget:
         raise RecipeError(f"a budget is not possible for {structure.architecture}: {EARLY}; give --bits")
     if recipe.mixed:
         raise RecipeError(f"--mixed is not possible for {structure.architecture}: {EARLY}; use --uniform")

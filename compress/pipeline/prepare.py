@@ -66,12 +66,15 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     encoder = judge.reads_only(checkpoint.model)
     activation = choose_activation(recipe, structure, encoder)
     lines = edited.read(recipe.plan) if recipe.plan else {}
-    budget = bool(recipe.max_bytes or recipe.bpw)
-    mixed = not budget and not lines and is_mixed(recipe, structure, encoder, activation)
-    early = limits.opens_one_scheme(checkpoint, structure, recipe) if mixed or budget else None
+    mixed = not recipe.has_budget and not lines and is_mixed(recipe, structure, encoder, activation)
+    early = limits.opens_one_scheme(checkpoint, structure, recipe) if mixed or recipe.has_budget else None
     mixed = mixed and early is None
     plan = uniform.make_plan(
-        recipe, structure, rules, dtype, uniform.Wishes(activation, mixed or budget or edited.symmetric(lines), encoder)
+        recipe,
+        structure,
+        rules,
+        dtype,
+        uniform.Wishes(activation, mixed or recipe.has_budget or edited.symmetric(lines), encoder),
     )
     if lines:
         plan = edited.applied(plan, lines, structure, rules)

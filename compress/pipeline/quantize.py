@@ -84,7 +84,7 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     outside.load_small(store.block_path(-1))
     chosen = device.pick_device(ready.recipe.device)
     stages.done("prepare")
-    if ready.mixed or budgeted.has_budget(ready.recipe):
+    if ready.mixed or ready.recipe.has_budget:
         ready = _with_plan(run, store, outside, collectors_of(ready.plan, chosen), hooks)
         run = replace(run, ready=ready)
         store.plan = outside.plan = ready.plan
@@ -145,7 +145,7 @@ def _smoothed(recipe: Recipe, layers: list[LayerResult]) -> list[str]:
 
 def _with_plan(run: Run, store: Store, outside: Outside, make: MakeCollector, hooks: Hooks) -> Prepared:
     """The run with its plan finished by what was measured."""
-    if budgeted.has_budget(run.ready.recipe):
+    if run.ready.recipe.has_budget:
         return budgeted.within_budget(run.ready, store, outside, run.journal, hooks)
     return _with_damage(run, store, outside, make, hooks)
 

@@ -1,8 +1,8 @@
 """`--metric kl`: what each layer costs at each scheme, measured: one layer swapped at a time, all texts through it.
 
 The oracle of `compress.pipeline.gradient`. Memory: the whole model in float32 and the outputs of one text. Work: one
-pass over all texts for each layer and scheme; the original's outputs are made anew with each, so that no vocabulary
-of logits is kept.
+pass over all texts for each layer and scheme; the original's outputs are made once for each text and block, so that no
+more than one text's are kept.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,3 @@ def read(path: Path) -> Profile:
         raise DataError(
             f"{path} holds no profile, or was cut; run compress sensitivity again with --overwrite"
         ) from None
-
-
-def ranked(found: Sequence[Sensitivity]) -> list[str]:
-    """Layers by what they cost at the fewest bits that all were asked about, the dearest first."""
-    costs: dict[str, float] = {}
-    for one in found:
-        costs[one.layer] = max(costs.get(one.layer, 0.0), one.value)
-    return sorted(costs, key=lambda layer: (-costs[layer], layer))
