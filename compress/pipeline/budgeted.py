@@ -11,7 +11,7 @@ from typing import Any
 from compress.core.artifact import parse_size
 from compress.core.errors import BudgetError, RecipeError
 from compress.core.journal import Journal
-from compress.core.types import Measurement, torch_dtype
+from compress.core.types import LayerPlan, LayerRef, Measurement, torch_dtype
 from compress.pipeline import judge
 from compress.pipeline.bank import Bank
 from compress.pipeline.hooks import Hooks
@@ -38,12 +38,23 @@ def suffix(recipe: Recipe) -> str:
     return recipe.scheme or f"{recipe.bits}bit"
 
 
-def limit_of(ready: Prepared) -> int:
-    """The budget in bytes. Raises RecipeError for a size that is not understood."""
+def limit_of(ready: Prepared) -> float:
+    """The budget in bytes, inf without one. Raises RecipeError for a size that is not understood."""
     if ready.recipe.max_bytes:
         return parse_size(ready.recipe.max_bytes)
-    assert ready.recipe.bpw is not None
-    return int(ready.recipe.bpw * ready.checkpoint.parameters / 8)
+    return math.inf if ready.recipe.bpw is None else int(ready.recipe.bpw * ready.checkpoint.parameters / 8)
+
+
+def limits_of(ready: Prepared) -> list[budget.Limit]:
+    """What sums over the model may be."""
+    fixed, kept = _fixed_bytes(ready), torch_dtype(ready.dtype).itemsize
+
+    def size(layers: Sequence[LayerRef], plan: LayerPlan) -> float:
+        if plan.scheme.kind == "dense":
+            return sum(math.prod(layer.shape) * kept for layer in layers)
+        return sum(FORMAT.stored_bytes(layer, plan.scheme) for layer in layers)
+
+    return [budget.Limit(budget.BYTES, limit_of(ready), fixed, size)]
 
 
 def check(ready: Prepared) -> None:
@@ -54,7 +65,7 @@ def check(ready: Prepared) -> None:
     if ready.data is None:
         raise RecipeError(f"a budget is spent by what layers cost, and that cannot be asked of {ready.opened.name}: "
                           f"{ready.notes[-1]}; give --bits")  # fmt: skip
-    budget.check(limit_of(ready), ready.structure, _chosen(ready), _sizes(ready))
+    budget.check(limits_of(ready), ready.structure, _chosen(ready))
 
 
 def within_budget(ready: Prepared, store: Store, outside: Outside, journal: Journal, hooks: Hooks) -> Prepared:
@@ -67,14 +78,16 @@ def within_budget(ready: Prepared, store: Store, outside: Outside, journal: Jour
     line = journal.last("planned")
     if line is None:
         found = _planned(ready, chosen, store, outside, journal, hooks)
-        rows = {name: [p.scheme.name, p.reason] for name, p in found.plan.layers.items() if name in chosen}
-        journal.append("planned", layers=rows, bytes=found.bytes, loss=[found.loss, found.low, found.high])
+        rows = {name: [p.treatment, p.reason] for name, p in found.plan.layers.items() if name in chosen}
+        journal.append("planned", layers=rows, totals=found.totals, loss=[found.loss, found.low, found.high])
         line = journal.lines[-1]
     shutil.rmtree(place, ignore_errors=True)
     layers = dict(ready.plan.layers)
-    for name, (scheme, reason) in line["layers"].items():
-        layers[name] = replace(next(p for p in chosen[name] if p.scheme.name == scheme), reason=reason)
-    return replace(ready, plan=replace(ready.plan, layers=layers, predicted_bytes=line["bytes"]))
+    for name, (treatment, reason) in line["layers"].items():
+        layers[name] = replace(next(p for p in chosen[name] if p.treatment == treatment), reason=reason)
+    totals = line["totals"]
+    predicted = {"predicted_bytes": round(totals[budget.BYTES]), "predicted_ms": totals.get(budget.MS)}
+    return replace(ready, plan=replace(ready.plan, layers=layers, **predicted))
 
 
 def _chosen(ready: Prepared) -> Chosen:
@@ -99,7 +112,6 @@ def _chosen(ready: Prepared) -> Chosen:
 def _planned(
     ready: Prepared, chosen: Chosen, store: Store, outside: Outside, journal: Journal, hooks: Hooks
 ) -> budget.Planned:
-    sizes = _sizes(ready)
     own = Store(ready.checkpoint, ready.plan, store.work, store.dtype)
     own.work = store.work / WORK
     own.work.mkdir(parents=True, exist_ok=True)
@@ -110,10 +122,10 @@ def _planned(
     found, said = loop.sensitivities(traces, answers, "gradient")
     mark = journal.lines[0]["fingerprint"]
     profile.write(store.work.parent.parent / profile.PLACE, profile.Profile(said["unit"], tuple(found), mark))
-    return budget.within(limit_of(ready), ready.plan, ready.structure, chosen, found, sizes)
+    return budget.within(limits_of(ready), ready.plan, ready.structure, chosen, found)
 
 
-def _sizes(ready: Prepared) -> budget.Sizes:
+def _fixed_bytes(ready: Prepared) -> int:
     """What is in OUT's weights whatever is chosen: vocabulary, norms, biases, the lines of headers."""
     checkpoint, model = ready.checkpoint, ready.checkpoint.model
     plans = {layer.param: ready.plan.layers[layer.name] for layer in all_layers(ready.structure)}
@@ -131,7 +143,7 @@ def _sizes(ready: Prepared) -> budget.Sizes:
             continue
         int8 = plan is not None and plan.scheme.kind == "int" and plan.packed
         fixed += math.prod(shape) * (1 if int8 else kept) + (4 * shape[0] if int8 else 0)
-    return budget.Sizes(fixed, FORMAT.stored_bytes)
+    return fixed
 
 
 def profiled(ready: Prepared, journal: Journal) -> dict[str, Any]:
@@ -150,8 +162,8 @@ def outcome(ready: Prepared, journal: Journal, measured: Sequence[Measurement], 
         return []
     limit, (loss, low, high) = limit_of(ready), line["loss"]
     if size > limit:
-        raise BudgetError(f"the weights take {size:,} bytes, {size - limit:,} more than the budget; allow that much")
+        raise BudgetError(f"the weights take {size:,} bytes, {size - limit:,.0f} more than the budget; allow that much")
     kl = next((m for m in measured if m.name == "kl"), None)
     unit = profile.read(journal.out / profile.PLACE).unit
-    said = f"Budget {limit:,} bytes: {size:,} used. Expected loss {loss:.3g} {unit} [{low:.3g}, {high:.3g}]"
+    said = f"Budget {limit:,.0f} bytes: {size:,} used. Expected loss {loss:.3g} {unit} [{low:.3g}, {high:.3g}]"
     return [f"{said}; measured on held-out text {kl.median:.3g}" if kl is not None else said]
