@@ -94,11 +94,11 @@ def within(
     limits: Sequence[Limit], plan: Plan, structure: Structure, chosen: Mapping[str, Sequence[LayerPlan]],
     found: Sequence[Sensitivity],
 ) -> Planned:  # fmt: skip
-    """`plan` with the treatment of each layer of the blocks chosen anew: least loss within all limits.
+    """`plan` with the treatment of each layer in `chosen` chosen anew: least loss within all limits.
 
     The limits must have passed `check`. Raises BudgetError when the search does not end.
     """
-    groups = groups_of(structure)
+    groups = _groups(structure, chosen)
     costs = {(one.layer, one.scheme): one for one in found}
     items = _items(limits, structure, chosen, costs)
     numbers = solve(items, _rooms(limits))
@@ -107,7 +107,7 @@ def within(
         raise BudgetError(f"HiGHS found no plan within {said} in its time; allow a little more")
     layers = dict(plan.layers)
     low = high = 0.0
-    for members, item, number in zip(groups.values(), items, numbers, strict=True):
+    for members, item, number in zip(groups, items, numbers, strict=True):
         reason = _reason(item, number, limits)
         for layer in members:
             candidate = next(c for c in chosen[layer.name] if c.treatment == item[number].name)
@@ -115,6 +115,7 @@ def within(
             if candidate.scheme.kind != "dense":
                 low += costs[layer.name, candidate.treatment].low
                 high += costs[layer.name, candidate.treatment].high
+    layers = tied(layers, structure)
     picked = [item[number] for item, number in zip(items, numbers, strict=True)]
     totals = {one.name: one.fixed + sum(choice.costs[one.name] for choice in picked) for one in limits}
     made = replace(plan, layers=layers, predicted_bytes=round(totals[BYTES]), predicted_ms=totals.get(MS))
@@ -127,13 +128,79 @@ def _items(
 ) -> list[list[Choice]]:  # fmt: skip
     """The choices of each group of layers. costs: by layer and treatment; None: losses are not asked about."""
     found: list[list[Choice]] = []
-    for layers in groups_of(structure).values():
+    for layers in _groups(structure, chosen):
         found.append([])
         for plan in _common(layers, chosen):
             kept = plan.scheme.kind == "dense" or costs is None
             loss = 0.0 if kept or costs is None else sum(costs[la.name, plan.treatment].value for la in layers)
             found[-1].append(Choice(plan.treatment, loss, {one.name: float(one.of(layers, plan)) for one in limits}))
     return found
+
+
+def _groups(structure: Structure, chosen: Mapping[str, Sequence[LayerPlan]]) -> list[tuple[LayerRef, ...]]:
+    """What is chosen for as one: layers that servers fuse, and embedding and head where there is a choice."""
+    ends = [layer for layer in (structure.embedding, structure.head) if layer is not None and layer.name in chosen]
+    return [*groups_of(structure).values(), *((layer,) for layer in ends)]
+
+
+def tied(layers: Mapping[str, LayerPlan], structure: Structure) -> dict[str, LayerPlan]:
+    """The same with a tied head as its embedding is."""
+    head, table = structure.head, structure.embedding
+    if not structure.tied or head is None or table is None:
+        return dict(layers)
+    owner = layers[table.name]
+    return {**layers, head.name: replace(owner, layer=head.name, reason="tied to the embedding")}
+
+
+def range_of(
+    limits: Sequence[Limit], structure: Structure, chosen: Mapping[str, Sequence[LayerPlan]]
+) -> tuple[float, float]:
+    """Bytes of the smallest plan within the limits, and of the largest one that is worth anything."""
+    items = _items(limits, structure, chosen, None)
+    size = next(one for one in limits if one.name == BYTES)
+    others = [one for one in limits if one is not size and math.isfinite(one.limit)]
+    low = size.fixed + least(items, BYTES)
+    for one in others:
+        low = max(low, _nearest(one, size, items))
+    high = size.fixed + sum(max(choice.costs[BYTES] for choice in item) for item in items)
+    return low, min(high, size.limit)
+
+
+def upgrades(
+    planned: Planned, limits: Sequence[Limit], structure: Structure, chosen: Mapping[str, Sequence[LayerPlan]],
+    found: Sequence[Sensitivity], best: bool = False,
+) -> list[Planned]:  # fmt: skip
+    """The plan with one choice the next one up, for every choice that has one: most expected gain a byte first.
+
+    best: every choice as the one that loses least instead, most expected gain first. Limits may be passed.
+    """
+    costs = {(one.layer, one.scheme): one for one in found}
+    items = _items(limits, structure, chosen, costs)
+    steps: list[tuple[float, Planned]] = []
+    for members, item in zip(_groups(structure, chosen), items, strict=True):
+        number = next(n for n, c in enumerate(item) if c.name == planned.plan.layers[members[0].name].treatment)
+        here = item[number]
+        more = [n for n, c in enumerate(item) if c.costs[BYTES] > here.costs[BYTES] and c.loss < here.loss]
+        if not more:
+            continue
+        step = min(more, key=lambda n: item[n].loss if best else item[n].costs[BYTES])
+        gain, size = here.loss - item[step].loss, item[step].costs[BYTES] - here.costs[BYTES]
+        layers = dict(planned.plan.layers)
+        for layer in members:
+            candidate = next(c for c in chosen[layer.name] if c.treatment == item[step].name)
+            layers[layer.name] = replace(candidate, reason=_reason(item, step, limits))
+        totals = {n: t + item[step].costs[n] - here.costs[n] for n, t in planned.totals.items()}
+        plan = replace(planned.plan, layers=tied(layers, structure), predicted_bytes=round(totals[BYTES]))
+        steps.append(
+            (gain if best else gain / size, replace(planned, plan=plan, totals=totals, loss=planned.loss - gain))
+        )
+    return [step for _, step in sorted(steps, key=lambda one: -one[0])]
+
+
+def changed(before: Planned, after: Planned) -> str:
+    """The layers that two plans treat differently, and how the second one does."""
+    layers = [n for n, p in after.plan.layers.items() if p.treatment != before.plan.layers[n].treatment]
+    return f"{', '.join(layers)}: {after.plan.layers[layers[0]].treatment}" if layers else ""
 
 
 def _common(layers: Sequence[LayerRef], chosen: Mapping[str, Sequence[LayerPlan]]) -> list[LayerPlan]:
