@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from compress.core.errors import BudgetError, RecipeError
+from compress.core.numerics.bootstrap import Array
 from compress.core.numerics.paired import Pair, fewest_rows, rows_needed, upper
 from compress.core.writing import WritingTask
 from compress.pipeline.gauge import Seen
@@ -24,7 +26,7 @@ from compress.pipeline.prepare import Prepared
 
 TRIES = (0.035, 0.015)
 """What each try may be wrong by: together 5 %."""
-SPARE = 0.8
+SPARE = 0.9
 """The share of the limit that a plan is chosen for."""
 HARM = 0.3
 """Net loss expected of changed answers: most are of rows that were wrong, or right by little, before."""
@@ -126,21 +128,21 @@ def expected_bounds(ready: Prepared, seen: Sequence[Seen], counts: Sequence[int]
     if metric_of(ready) == "perplexity":
         return [upper(_nats(one, counts), TRIES[0], ready.recipe.seed) for one in seen]
     assert ready.text is not None
-    losses = np.array([sum(one.losses) / sum(counts) for one in seen]).clip(0)
-    rates = _rate(seen, losses, unit) * np.sqrt(losses)
-    rows = len(ready.text.rows)
-    shares = (UNSEEN * rates).clip(0, 1)
-    found = HARM * shares + 1.81 * np.sqrt(shares / rows) - math.log(TRIES[0]) / rows
+    roots = np.sqrt(np.array([sum(one.losses) / sum(counts) for one in seen]).clip(0))
+    one = 1 / len(ready.text.rows)
+    shares = (UNSEEN * _rate(seen, roots, unit) * roots).clip(0, 1)
+    found = HARM * shares + one + NormalDist().inv_cdf(1 - TRIES[0]) * np.sqrt((shares + one) * one)
     return [float(value) for value in _weight(ready) * found]
 
 
-def _rate(seen: Sequence[Seen], losses: Any, unit: str) -> float:
-    """Changed answers for the root of the loss: one figure from all plans, since good ones change too few to count."""
+def _rate(seen: Sequence[Seen], roots: Array, unit: str) -> float:
+    """Changed answers of a row for the root of the loss: one figure from all plans, since of good ones too few change
+    to count them; as if one row more had changed at a loss of 1."""
     if unit == COSINE:
         return PER_COSINE
     changed = sum(sum(one.changed) for one in seen)
-    roots = sum(math.sqrt(loss) * len(one.changed) for one, loss in zip(seen, losses, strict=True))
-    return (changed + 1) / (roots + 1)
+    seen_roots = sum(root * sum(one.rows) for one, root in zip(seen, roots, strict=True))
+    return float((changed + 1) / (seen_roots + 1))
 
 
 def _weight(ready: Prepared) -> float:

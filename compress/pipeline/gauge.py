@@ -15,12 +15,13 @@ from compress.pipeline.replay import Trace
 
 @dataclass
 class Seen:
-    """Of one plan, by text. losses: divergence, all answers of a text together. changed: whether its first answer is
-    another one anywhere, where there are answers to rank. nats: of the text itself, original and plan, where there is a
-    next token."""
+    """Of one plan, by text or batch of them. losses: divergence, all answers together. changed: answers that are others
+    now, where there are answers to rank; of how many rows. nats: of the text itself, original and plan, where there is
+    a next token."""
 
     losses: list[float] = field(default_factory=list)
-    changed: list[bool] = field(default_factory=list)
+    changed: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
     nats: list[tuple[float, float]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -48,7 +49,8 @@ class Gauge:
         loss = self.answers.divergence(before, values)
         seen.losses.append(loss if math.isfinite(loss) else 1e9)
         if values.shape[-1] > 1 and self.answers.ranks:
-            seen.changed.append(bool((before.argmax(-1) != values.argmax(-1)).any()))
+            seen.changed.append(int((before.argmax(-1) != values.argmax(-1)).sum()))
+            seen.rows.append(len(next(iter(trace.inputs.values()))))
         if self._predicts:
             truth = _next_tokens(trace).reshape(-1, 1).to(values.device)
             seen.nats.append(

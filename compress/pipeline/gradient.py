@@ -1,9 +1,9 @@
 """What a small change of each weight does to the loss: one pass backward over the original model, a block at a time.
 
-The loss is the model's own: answers are drawn from what it says (Fisher's information, not the empirical one, which
-labels of a text would give). Of a text with log-likelihood l and a layer whose weight W becomes W + D, the expected
-divergence is E[(dl/dW . D)^2] / 2 up to third order: all of the change, over tokens and outputs together, and one
-product with the weight's gradient for each scheme, however many there are.
+The loss is the model's own (Fisher's information, not the empirical one, which labels of a text would give). Of a text
+with log-likelihood l of the model's own answers and a layer whose weight W becomes W + D, the expected divergence is
+E[(dl/dW . D)^2] / 2 up to third order: all of the change, over tokens and outputs together, and one product with the
+weight's gradient for each scheme, however many there are. Which scalar stands for l: compress.pipeline.likelihood.
 Source: Kullback 1959, Information Theory and Statistics, section 2.6; Martens 2020, arXiv:1412.1193, section 5.
 
 Memory: one block with the gradients of its matrices, the changes of its layers at every scheme in float32, and the
@@ -34,7 +34,7 @@ Dots = dict[tuple[str, str], list[float]]
 """(layer, scheme) -> (gradient of the log-likelihood) . (change of the weight), of each text."""
 
 Likelihood = Callable[[int, Trace, Any], Tensor]
-"""Number of a text, its trace, the model's output -> log-likelihood of answers drawn from it, a scalar."""
+"""Number of a text, its trace, the model's output -> a scalar whose gradient has Fisher's information."""
 
 
 class Backward:

@@ -1,4 +1,4 @@
-"""What a model says of a text, as a likelihood: answers drawn from its own outputs, and how many there are.
+"""What a model says of a text, as a likelihood: its own answers at random weights, and how many there are.
 
 Language models and those that write: the next token at every position. Models with classes: an answer for every scored
 position. Everything else is compared by the direction of its outputs: of a normal distribution of unit variance around
@@ -23,7 +23,7 @@ TOKENS, ANSWERS, COSINE, SQUARE = "nats per token", "nats per answer", "1 - cosi
 
 
 class Answers:
-    """Log-likelihoods of answers drawn from a model. unit: of the divergence that they stand for.
+    """Log-likelihoods of a model's answers. unit: of the divergence that they stand for.
 
     counts: answers of each text seen so far, by its number.
     """
@@ -38,13 +38,19 @@ class Answers:
         self._scored = text is not None and not isinstance(text.task, WritingTask) and not text.task.text
 
     def __call__(self, number: int, trace: Trace, output: Any) -> Tensor:
-        """The log-likelihood, a scalar with its graph, of answers that only `number` and the seed decide."""
+        """A scalar with its graph whose gradient g has E[g g^T] = Fisher's information, by signs that only `number` and
+        the seed decide.
+
+        Of every answer c there is, log p_c counts with sqrt(p_c) and a random sign: sum over c of p_c (dl_c)^2 in
+        expectation, as with one answer drawn from p, but unlikely answers, of which a sure model has nothing else to
+        lose by, are seen each time and not once in 1 / p_c texts.
+        """
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         values = self.outputs(number, trace, output)
         if self.unit in (COSINE, SQUARE):
             return (values * torch.randn(values.shape, generator=draw)).sum()
-        drawn = torch.multinomial(values.detach().exp(), 1, generator=draw)
-        return values.gather(-1, drawn).sum()
+        signs = torch.randint(0, 2, values.shape, generator=draw, dtype=torch.int8) * 2 - 1
+        return (values * (values.detach() / 2).exp_().mul_(signs)).sum()
 
     def outputs(self, number: int, trace: Trace, output: Any) -> Tensor:
         """What is compared: log-probabilities (n, C), directions (n, D) or numbers (n, 1), by `unit`."""

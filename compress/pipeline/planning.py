@@ -80,7 +80,7 @@ class Planning:
         few = len(traces) < EVERY
         numbers = [n for n in range(len(traces)) if few or (n % EVERY == EVERY - 1) == judging]
         if judging:
-            numbers = _short(traces, numbers)
+            numbers = _short(traces, numbers, JUDGE_TOKENS * (4 if self.ready.recipe.max_drop else 1))
         mine = [features[n] for n in numbers] if features else []
         answers = Answers(self.ready.checkpoint.model, self.ready.text, mine, self.ready.recipe.seed)
         return [traces[n] for n in numbers], answers
@@ -97,7 +97,7 @@ class Planning:
             rows = [seen.to_json() for seen in gauge.seen]
             self.journal.append("judged", name=name, seen=rows, counts=counts, unit=answers.unit)
             line = self.journal.lines[-1]
-        seen = [Seen(row["losses"], row["changed"], [tuple(pair) for pair in row["nats"]]) for row in line["seen"]]
+        seen = [Seen(**{**row, "nats": [tuple(pair) for pair in row["nats"]]}) for row in line["seen"]]
         return seen, list(line["counts"]), str(line["unit"])
 
     def best(self, found: Sequence[Sensitivity]) -> list[Judged]:
@@ -119,13 +119,17 @@ class Planning:
 
     def frontier(self, found: Sequence[Sensitivity], points: int = POINTS, whole: bool = True) -> list[Planned]:
         """The best plans for sizes from the smallest to the largest, smallest first. whole: past the limit of bytes."""
-        size = next(one for one in self.limits if one.name == budget.BYTES)
+        size = self._size
         limits = [replace(one, limit=math.inf) if whole and one is size else one for one in self.limits]
         low, high = budget.range_of(limits, self.ready.structure, self.chosen)
         parts = np.geomspace(max(low - size.fixed, 1), max(high - size.fixed, 1), points)
         sizes = [low, *(size.fixed + part for part in parts[1:-1]), high]
         made = [self.at(found, limit) for limit in sizes]
         return [p for n, p in enumerate(made) if n == 0 or p.totals[budget.BYTES] > made[n - 1].totals[budget.BYTES]]
+
+    @property
+    def _size(self) -> Limit:
+        return next(one for one in self.limits if one.name == budget.BYTES)
 
     def at(self, found: Sequence[Sensitivity], limit: float) -> Planned:
         """The best plan of `limit` bytes that keeps the other limits."""
@@ -148,8 +152,8 @@ class Planning:
             over = between[fits - 1] if fits else points[good - 1]
             made = self._repaired(found, over, made, limit)
         shown = self.measured("frontier", points, [""] * len(points))
-        largest = points[-1]
-        return ([made] if made.totals == largest.totals else [made, largest]), shown
+        safest = self.at(found, self._size.limit)
+        return ([made] if made.totals == safest.totals else [made, safest]), shown
 
     def _bounds(self, name: str, plans: Sequence[Planned]) -> list[float]:
         seen, counts, unit = self.judge(name, plans)
@@ -202,11 +206,11 @@ def _mean(seen: Seen, counts: Sequence[int]) -> tuple[float, float, float]:
     return value, value if low is None else low, value if high is None else high
 
 
-def _short(traces: Sequence[Trace], numbers: Sequence[int]) -> list[int]:
-    """The first of them that hold JUDGE_TOKENS."""
+def _short(traces: Sequence[Trace], numbers: Sequence[int], most: int) -> list[int]:
+    """The first of them that hold so many tokens."""
     found, tokens = [], 0
     for number in numbers:
-        if tokens >= JUDGE_TOKENS:
+        if tokens >= most:
             break
         found.append(number)
         tokens += max(tensor.numel() for tensor in traces[number].inputs.values())

@@ -155,15 +155,16 @@ def tied(layers: Mapping[str, LayerPlan], structure: Structure) -> dict[str, Lay
 def range_of(
     limits: Sequence[Limit], structure: Structure, chosen: Mapping[str, Sequence[LayerPlan]]
 ) -> tuple[float, float]:
-    """Bytes of the smallest plan within the limits, and of the largest one that is worth anything."""
+    """Bytes of the smallest plan within the limits, and of the largest one in which nothing is kept as it is."""
     items = _items(limits, structure, chosen, None)
     size = next(one for one in limits if one.name == BYTES)
     others = [one for one in limits if one is not size and math.isfinite(one.limit)]
     low = size.fixed + least(items, BYTES)
     for one in others:
         low = max(low, _nearest(one, size, items))
-    high = size.fixed + sum(max(choice.costs[BYTES] for choice in item) for item in items)
-    return low, min(high, size.limit)
+    coded = [[c for c in item if not c.name.startswith("dense")] or item for item in items]
+    high = size.fixed + sum(max(choice.costs[BYTES] for choice in item) for item in coded)
+    return low, max(low, min(high, size.limit))
 
 
 def upgrades(

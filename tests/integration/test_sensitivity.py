@@ -70,7 +70,7 @@ def test_what_is_expected_is_what_is_measured(tmp_path: Path, name: str, unit: s
         assert spearmanr(one, other)[0] > 0.85, scheme
         assert 1 / 1.5 < one.sum() / other.sum() < 1.5, scheme
     table = next(key for key in wanted if key[1] == "int8-row-sym" and key[0] != "lm_head")
-    assert found[table] == pytest.approx(wanted[table], rel=0.5)  # bart's is met at both ends
+    assert found[table] == pytest.approx(wanted[table], rel=0.75)  # bart's is met at both ends
 
 
 def test_one_text_by_hand() -> None:
