@@ -30,8 +30,6 @@ SPARE = 0.9
 """The share of the limit that a plan is chosen for."""
 HARM = 0.3
 """Net loss expected of changed answers: most are of rows that were wrong, or right by little, before."""
-UNSEEN = 1.5
-"""Answers of rows that a model was trained on change less often than those of others."""
 PER_COSINE = 1.2
 """Neighbours that change for the root of 1 - cosine; MiniLM: .11 to .14 at 4 bits, cosine .986."""
 
@@ -123,14 +121,20 @@ def certified(ready: Prepared, pair: Pair | None, failed: int, last: bool) -> Ce
     return Certificate(metric_of(ready), pair.value(), bound, alpha, pair.rows, limit, needed)
 
 
-def expected_bounds(ready: Prepared, seen: Sequence[Seen], counts: Sequence[int], unit: str) -> list[float]:
-    """For each plan, what `certified` would say of it, as far as calibration text tells."""
+def expected_bounds(
+    ready: Prepared, seen: Sequence[Seen], counts: Sequence[int], unit: str, doubt: float
+) -> list[float]:
+    """For each plan, what `certified` would say of it, as far as calibration text tells.
+
+    doubt: the original's on held-out rows over that on the calibration text. Of rows that a model was trained on it is
+    surer, and their answers change less: a change d of logits costs d^T (diag(p) - p p^T) d / 2, in proportion to it.
+    """
     if metric_of(ready) == "perplexity":
         return [upper(_nats(one, counts), TRIES[0], ready.recipe.seed) for one in seen]
     assert ready.text is not None
     roots = np.sqrt(np.array([sum(one.losses) / sum(counts) for one in seen]).clip(0))
     one = 1 / len(ready.text.rows)
-    shares = (UNSEEN * _rate(seen, roots, unit) * roots).clip(0, 1)
+    shares = (math.sqrt(doubt) * _rate(seen, roots, unit) * roots).clip(0, 1)
     found = HARM * shares + one + NormalDist().inv_cdf(1 - TRIES[0]) * np.sqrt((shares + one) * one)
     return [float(value) for value in _weight(ready) * found]
 

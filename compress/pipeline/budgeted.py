@@ -74,7 +74,7 @@ def check(ready: Prepared) -> None:
                           f"{ready.notes[-1]}; give --bits")  # fmt: skip
     if ready.recipe.max_drop:
         allowed.check_rows(ready)
-    chosen = _chosen(ready)
+    chosen = choices(ready)
     budget.check(limits_of(ready, chosen), ready.structure, chosen)
 
 
@@ -84,7 +84,7 @@ def within_budget(ready: Prepared, out: Path, journal: Journal, hooks: Hooks) ->
     What `check` let pass. Of a run whose first plan was found to lose too much, the next one.
     Raises BudgetError when the search does not end.
     """
-    chosen = _chosen(ready)
+    chosen = choices(ready)
     place = out / PLACE / WORK
     line = journal.last("planned")
     if line is None:
@@ -95,7 +95,7 @@ def within_budget(ready: Prepared, out: Path, journal: Journal, hooks: Hooks) ->
     return as_planned(ready, chosen, turn["layers"], turn["totals"])
 
 
-def _chosen(ready: Prepared) -> Chosen:
+def choices(ready: Prepared) -> Chosen:
     """What may be chosen for each layer, as far as the format holds it among the others."""
     structure = ready.structure
     rules = rules_of(ready.recipe, ready.checkpoint, structure)

@@ -30,11 +30,13 @@ class Seen:
 
 
 class Gauge:
-    """Fills `seen`, a Seen for each plan, and `counts`, the answers of each text."""
+    """Fills `seen`, a Seen for each plan, and `doubt`: of the original, how likely two answers drawn from it differ,
+    summed over its answers."""
 
     def __init__(self, answers: Answers, plans: int) -> None:
         self.answers = answers
         self.seen = [Seen() for _ in range(plans)]
+        self.doubt = 0.0
         self._before: Tensor | None = None
         self._predicts = kind_of(answers.model) != "encoder"
 
@@ -43,6 +45,8 @@ class Gauge:
         values = self.answers.outputs(number, trace, output)
         if plan < 0:
             self._before = values
+            if self.answers.ranks:
+                self.doubt += float((1 - values.double().mul(2).exp_().sum(-1)).sum())
             return
         before, seen = self._before, self.seen[plan]
         assert before is not None

@@ -1,7 +1,7 @@
 """From what layers cost to the plan that is built: readings of the costs, judged on text; the frontier; repair.
 
-Three quarters of the calibration texts say what layers cost (and give the bank its codes), the last quarter judges
-plans made of them, so that codes are not judged by the text that they were fitted to. Held-out text is not touched.
+Three quarters of the calibration texts say what layers cost (and give the bank its codes), the others judge plans made
+of them, so that codes are not judged by the text that they were fitted to. No plan is seen on held-out text.
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ POINTS = 6
 """Budgets of the frontier."""
 CHANGES = 5
 """Single changes of a plan that are measured."""
+FRONTIER = "frontier"
+"""The name of what is judged first for --max-drop."""
 ROUNDS = 6
+SAFER = 16.0
+"""How much less the second plan for --max-drop loses on the judging text: a quarter of the answers change."""
 """Of repair at most."""
 
 
@@ -77,8 +81,9 @@ class Planning:
 
     def _texts(self, judging: bool) -> tuple[list[Trace], Answers]:
         traces, features = texts_of(self.ready, make_streams(self.ready).calibration)
-        few = len(traces) < EVERY
-        numbers = [n for n in range(len(traces)) if few or (n % EVERY == EVERY - 1) == judging]
+        every = 2 if self.ready.recipe.max_drop else EVERY  # changed answers are counted: that takes many
+        few = len(traces) < every
+        numbers = [n for n in range(len(traces)) if few or (n % every == every - 1) == judging]
         if judging:
             numbers = _short(traces, numbers, JUDGE_TOKENS * (4 if self.ready.recipe.max_drop else 1))
         mine = [features[n] for n in numbers] if features else []
@@ -95,13 +100,25 @@ class Planning:
             Draws(self.ready, self.outside, self.bank, self.report).run(picks, [t.inputs for t in traces], gauge)
             counts = [answers.counts[n] for n in range(len(traces))]
             rows = [seen.to_json() for seen in gauge.seen]
-            self.journal.append("judged", name=name, seen=rows, counts=counts, unit=answers.unit)
+            more = {"doubt": gauge.doubt / sum(counts), "unseen": self._unseen()} if name == FRONTIER else {}
+            self.journal.append("judged", name=name, seen=rows, counts=counts, unit=answers.unit, **more)
             line = self.journal.lines[-1]
         seen = [Seen(**{**row, "nats": [tuple(pair) for pair in row["nats"]]}) for row in line["seen"]]
         return seen, list(line["counts"]), str(line["unit"])
 
-    def best(self, found: Sequence[Sensitivity]) -> list[Judged]:
-        """The plans for the limits under several readings of the costs, best measured first."""
+    def _unseen(self) -> float | None:
+        """The original's doubt on held-out rows; None where nothing is to be shown on rows with answers."""
+        ready = self.ready
+        if not ready.recipe.max_drop or ready.text is None or not ready.text.task.classes:
+            return None
+        features = [tuple(ready.text.heldout[n] for n in batch) for batch in ready.text.heldout_batches]
+        answers = Answers(ready.checkpoint.model, ready.text, features, ready.recipe.seed)
+        gauge = Gauge(answers, 0)
+        Draws(ready, self.outside, self.bank, self.report).run([], ready.text.inputs(False), gauge)
+        return gauge.doubt / max(1, sum(answers.counts.values()))
+
+    def best(self, found: Sequence[Sensitivity], name: str = "readings") -> list[Judged]:
+        """The plans for the limits under several readings of the costs, best measured first. name: in the journal."""
 
         def within(chosen: Mapping[str, tuple[LayerPlan, ...]], costs: Sequence[Sensitivity]) -> Planned:
             made = budget.within(self.limits, self.ready.plan, self.ready.structure, chosen, costs)
@@ -109,7 +126,7 @@ class Planning:
             return replace(made, loss=loss, low=low, high=high)
 
         made = variants(within, self.chosen, found)
-        judged = self.measured("readings", list(made.values()), list(made))
+        judged = self.measured(name, list(made.values()), list(made))
         return sorted(judged, key=lambda one: one.loss)
 
     def measured(self, name: str, plans: Sequence[Planned], names: Sequence[str]) -> list[Judged]:
@@ -140,7 +157,7 @@ class Planning:
         """The plans to be tried for `--max-drop`, one or two, and the frontier that they were found on."""
         limit = SPARE * parse_share(self.ready.recipe.max_drop)
         points = self.frontier(found, POINTS + 2, whole=False)
-        bounds = self._bounds("frontier", points)
+        bounds = self._bounds(FRONTIER, points)
         good = next((n for n, bound in enumerate(bounds) if bound <= limit), len(points) - 1)
         made = points[good]
         if good > 0:
@@ -151,16 +168,18 @@ class Planning:
             made = between[fits] if fits < len(between) else made
             over = between[fits - 1] if fits else points[good - 1]
             made = self._repaired(found, over, made, limit)
-        shown = self.measured("frontier", points, [""] * len(points))
-        safest = self.at(found, self._size.limit)
-        return ([made] if made.totals == safest.totals else [made, safest]), shown
+        shown = self.measured(FRONTIER, points, [""] * len(points))
+        lost = self.measured("first", [made], [""])[0].loss
+        safer = next((one.planned for one in shown if one.loss <= lost / SAFER), self.at(found, self._size.limit))
+        return ([made, safer] if safer.totals[budget.BYTES] > made.totals[budget.BYTES] else [made]), shown
 
     def _bounds(self, name: str, plans: Sequence[Planned]) -> list[float]:
         seen, counts, unit = self.judge(name, plans)
-        if name != "frontier":  # the rate of changed answers is that of the frontier, whose small plans change many
-            more, _, _ = self.judge("frontier", [])
-            return expected_bounds(self.ready, [*more, *seen], counts, unit)[len(more) :]
-        return expected_bounds(self.ready, seen, counts, unit)
+        # the rate of changed answers is that of the frontier, whose small plans change many
+        more, _, _ = self.judge(FRONTIER, []) if name != FRONTIER else ([], [], "")
+        line = next(line for line in self.journal.of("judged") if line["name"] == FRONTIER)
+        doubt = line["unseen"] / line["doubt"] if line["unseen"] and line["doubt"] else 1.0
+        return expected_bounds(self.ready, [*more, *seen], counts, unit, doubt)[len(more) :]
 
     def _repaired(self, found: Sequence[Sensitivity], over: Planned, fits: Planned, limit: float) -> Planned:
         """`over`, which loses too much, with upgrades of most measured gain for their bytes until it does not; `fits`,

@@ -98,7 +98,7 @@ def within(
 
     The limits must have passed `check`. Raises BudgetError when the search does not end.
     """
-    groups = _groups(structure, chosen)
+    together = groups(structure, chosen)
     costs = {(one.layer, one.scheme): one for one in found}
     items = _items(limits, structure, chosen, costs)
     numbers = solve(items, _rooms(limits))
@@ -107,7 +107,7 @@ def within(
         raise BudgetError(f"HiGHS found no plan within {said} in its time; allow a little more")
     layers = dict(plan.layers)
     low = high = 0.0
-    for members, item, number in zip(groups, items, numbers, strict=True):
+    for members, item, number in zip(together, items, numbers, strict=True):
         reason = _reason(item, number, limits)
         for layer in members:
             candidate = next(c for c in chosen[layer.name] if c.treatment == item[number].name)
@@ -128,7 +128,7 @@ def _items(
 ) -> list[list[Choice]]:  # fmt: skip
     """The choices of each group of layers. costs: by layer and treatment; None: losses are not asked about."""
     found: list[list[Choice]] = []
-    for layers in _groups(structure, chosen):
+    for layers in groups(structure, chosen):
         found.append([])
         for plan in _common(layers, chosen):
             kept = plan.scheme.kind == "dense" or costs is None
@@ -137,7 +137,7 @@ def _items(
     return found
 
 
-def _groups(structure: Structure, chosen: Mapping[str, Sequence[LayerPlan]]) -> list[tuple[LayerRef, ...]]:
+def groups(structure: Structure, chosen: Mapping[str, Sequence[LayerPlan]]) -> list[tuple[LayerRef, ...]]:
     """What is chosen for as one: layers that servers fuse, and embedding and head where there is a choice."""
     ends = [layer for layer in (structure.embedding, structure.head) if layer is not None and layer.name in chosen]
     return [*groups_of(structure).values(), *((layer,) for layer in ends)]
@@ -178,7 +178,7 @@ def upgrades(
     costs = {(one.layer, one.scheme): one for one in found}
     items = _items(limits, structure, chosen, costs)
     steps: list[tuple[float, Planned]] = []
-    for members, item in zip(_groups(structure, chosen), items, strict=True):
+    for members, item in zip(groups(structure, chosen), items, strict=True):
         number = next(n for n, c in enumerate(item) if c.name == planned.plan.layers[members[0].name].treatment)
         here = item[number]
         more = [n for n, c in enumerate(item) if c.costs[BYTES] > here.costs[BYTES] and c.loss < here.loss]

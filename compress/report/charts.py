@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable
 
 from compress.core.types import LayerResult, RunRecord
-from compress.report import heat, summary, words
+from compress.report import frontier, heat, summary, words
 from compress.report.chartkit import (
     ACCENT,
     BAR,
@@ -36,6 +36,7 @@ MAX_ROLES, MAX_BLOCKS = 24, 512
 def build(record: RunRecord) -> list[Chart]:
     """Every chart that the record has data for, in reading order."""
     makers: tuple[Callable[[RunRecord], Chart | None], ...] = (
+        frontier.chart,
         heat.chart,
         loss_chart,
         score_chart,

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.core.types import RunRecord
-from compress.report import exports, heat, steps, summary, training, words
+from compress.report import exports, frontier, heat, steps, summary, training, words
 
 _PLAIN = str.maketrans({"→": ">", "×": "x", "·": "-", "–": "-", "…": "~", "─": "-"})
 MAX_LABELS = 20
@@ -82,8 +82,8 @@ def _title(record: RunRecord) -> RenderableType:
 
 
 def _costs(record: RunRecord) -> RenderableType | None:
-    found = heat.table(record)
-    return _section(*found) if found else None
+    found = [_section(*made) for made in (frontier.table(record), heat.table(record)) if made]
+    return Group(*found) if found else None
 
 
 def _section(title: str, body: RenderableType) -> RenderableType:

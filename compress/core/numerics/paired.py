@@ -50,9 +50,10 @@ def upper(pair: Pair, alpha: float, seed: int) -> float:
         mean = first.mean(0, keepdims=True)
         first, second = np.concatenate([first, mean]), np.concatenate([second, pair.wrong(mean)])
     rows, width = first.shape
-    sums = np.concatenate([first, second], 1)
+    # rows that are alike are drawn together
+    sums, times = np.unique(np.concatenate([first, second], 1), axis=0, return_counts=True)
     draw = np.random.default_rng(seed)
-    weights = np.full(rows, 1 / rows)
+    weights = times / rows
     drawn = []
     for _ in range(RESAMPLES // RESAMPLE_BATCH):
         totals = draw.multinomial(rows, weights, size=RESAMPLE_BATCH).astype(np.float64) @ sums
