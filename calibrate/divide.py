@@ -18,6 +18,7 @@ class Division:
     """Row numbers of each part, ascending; no two rows of one text are in different parts.
 
     copies: rows left out because an earlier row has the same text. conflicts: those of them with another label.
+    cut: validation rows are from a part that the data calls train, which a model may have been trained on.
     """
 
     train: tuple[int, ...]
@@ -25,6 +26,7 @@ class Division:
     test: tuple[int, ...]
     copies: int = 0
     conflicts: int = 0
+    cut: bool = False
 
 
 def divide(
@@ -57,7 +59,8 @@ def divide(
         if not rows:
             raise DataError(f"no row is left for {name}; give more rows")
     train, validation, test = (tuple(sorted(parts[name])) for name in ("train", "validation", "test"))
-    return Division(train, validation, test, len(texts) - len(kept), conflicts)
+    cut = any(given) and "validation" not in given
+    return Division(train, validation, test, len(texts) - len(kept), conflicts, cut)
 
 
 def few_documents(documents: Sequence[str]) -> bool:

@@ -74,7 +74,7 @@ def task_text(labelled: Labelled, context: Context, tokens: int, held: int, seed
 def with_all_held_out(labelled: Labelled) -> Labelled:
     """The same with validation rows among the test rows: for a bound on a difference every unseen row counts."""
     division = labelled.division
-    rows = tuple(sorted([*division.validation, *division.test]))
+    rows = tuple(sorted([*(() if division.cut else division.validation), *division.test]))
     return replace(labelled, division=replace(division, validation=(), test=rows))
 
 
