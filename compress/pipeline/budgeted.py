@@ -11,9 +11,10 @@ from typing import Any
 from compress.core.artifact import parse_size
 from compress.core.errors import BudgetError, RecipeError
 from compress.core.journal import Journal
-from compress.core.types import Measurement, torch_dtype
+from compress.core.types import Measurement, Sensitivity, torch_dtype
 from compress.pipeline import judge
 from compress.pipeline.bank import Bank
+from compress.pipeline.halves import steadiness
 from compress.pipeline.hooks import Hooks
 from compress.pipeline.likelihood import Answers
 from compress.pipeline.outside import Outside
@@ -110,7 +111,15 @@ def _planned(
     found, said = loop.sensitivities(traces, answers, "gradient")
     mark = journal.lines[0]["fingerprint"]
     profile.write(store.work.parent.parent / profile.PLACE, profile.Profile(said["unit"], tuple(found), mark))
-    return budget.within(limit_of(ready), ready.plan, ready.structure, chosen, found, sizes)
+
+    def planned(costs: Sequence[Sensitivity]) -> budget.Planned:
+        return budget.within(limit_of(ready), ready.plan, ready.structure, chosen, costs, sizes)
+
+    def schemes(costs: Sequence[Sensitivity]) -> dict[str, str]:
+        return {name: line.scheme.name for name, line in planned(costs).plan.layers.items() if name in chosen}
+
+    journal.append("stable", **steadiness(ready, journal, found, schemes))
+    return planned(found)
 
 
 def _sizes(ready: Prepared) -> budget.Sizes:
@@ -140,7 +149,9 @@ def profiled(ready: Prepared, journal: Journal) -> dict[str, Any]:
         return {}
     found, first = profile.read(journal.out / profile.PLACE), journal.of("scored")[0]
     answers = {"texts": len(first["counts"]), "answers": sum(first["counts"])}
-    return {"unit": found.unit, **answers, "layers": listed(found.sensitivities, ready.structure)}
+    steady = {name: value for name, value in (journal.last("stable") or {}).items() if name != "kind"}
+    layers = listed(found.sensitivities, ready.structure)
+    return {"unit": found.unit, **answers, "layers": layers, "stability": steady}
 
 
 def outcome(ready: Prepared, journal: Journal, measured: Sequence[Measurement], size: int) -> list[str]:
@@ -154,4 +165,6 @@ def outcome(ready: Prepared, journal: Journal, measured: Sequence[Measurement], 
     kl = next((m for m in measured if m.name == "kl"), None)
     unit = profile.read(journal.out / profile.PLACE).unit
     said = f"Budget {limit:,} bytes: {size:,} used. Expected loss {loss:.3g} {unit} [{low:.3g}, {high:.3g}]"
-    return [f"{said}; measured on held-out text {kl.median:.3g}" if kl is not None else said]
+    steady = journal.last("stable") or {}
+    measured_kl = f"{said}; measured on held-out text {kl.median:.3g}" if kl is not None else said
+    return [measured_kl, *([steady["said"]] if steady else [])]
