@@ -61,7 +61,7 @@ def _said(ready: Prepared, steady: Stability, texts: int, what: str, planned: bo
     )
     if saved < CHANGES:
         return f"{told}."
-    samples = -(-ready.recipe.samples * steady.enough(texts) // texts)
+    samples = -(-ready.recipe.samples * steady.enough(texts, MORE) // texts)
     scarce = ready.text is None and texts < ready.recipe.samples
     remedy = "give more text, this is all there is" if scarce else f"give --samples {1 << (samples - 1).bit_length()}"
     return f"{told}; {remedy}."

@@ -64,8 +64,6 @@ def inspect_text(recipe: Recipe, say: Callable[[str], None]) -> RunRecord:
     Raises ModelError for a model that no text runs through, DataError for text that cannot be read.
     """
     quiet_libraries()
-    if (Path(recipe.model) / MANIFEST).is_file():
-        raise ModelError(f"{recipe.model} is compressed already; give the model that it was made from")
     opened = resolve(recipe.model, recipe.allow_pickle, say)
     like.check(recipe, opened.folder)
     checkpoint = Checkpoint(opened.folder, recipe.trust_remote_code)

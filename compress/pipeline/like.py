@@ -69,17 +69,18 @@ def read_like(
 
 
 def _rows(recipe: Recipe, text: TaskText, vocab_size: int, longest: int) -> tuple[Sides, Sample]:
-    """Rows of the same task; of a source that has other columns, its text where the task reads just one."""
+    """Rows of the same task; of a source that has other columns, its text where the task reads or hears just one."""
     assert recipe.like is not None
     task, context = text.task, text.context
     try:
         table = read_rows(recipe.like, Reading(task.words, task.hears))
         columns = _columns(task, table.rows, context.columns, table.source)
     except DataError:
-        if task.hears or sum(asked.required and not asked.answer for asked in task.fields) != 1:
+        if sum(asked.required and not asked.answer for asked in task.fields) != 1:
             raise
         found = sample(recipe.like, None, context.tokenizer, vocab_size, longest, recipe.seed)
-        return {"source" if isinstance(task, WritingTask) else "text": list(found.sequences)}, found
+        side = "text" if not isinstance(task, WritingTask) else "target" if task.hears else "source"
+        return {side: list(found.sequences)}, found
     rows = task.located(table.rows, columns, folder_of(table.source))
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
     asked = replace(context, columns=columns, max_length=min(longest, texts.LONGEST))

@@ -51,9 +51,10 @@ class Stability:
         """How many layers would have another scheme with `more` texts beside `texts`."""
         return self.differ * math.sqrt(more / (texts + more))
 
-    def enough(self, texts: int) -> int:
-        """How many texts it takes until as many again would save less than CHANGES."""
-        return math.ceil(texts * max(1.0, self.regret / (2 * CHANGES)))
+    def enough(self, texts: int, more: int) -> int:
+        """How many texts it takes, instead of `texts`, until `more` beside them would save less than CHANGES."""
+        needed = math.sqrt(more**2 + 4 * more * self.regret * texts / CHANGES) / 2 - more / 2
+        return max(texts, math.ceil(needed))
 
 
 def stability(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,23 +54,22 @@ def _side(found: Mapping[str, Any], source: str) -> list[Row]:
         made.append(Row("Copies", f"{found['copies']:,}", "sequences that are the same as another"))
     if found["heldout_covered"] is not None:
         made.append(Row("Held-out tokens covered", words.percent(found["heldout_covered"]), "by ids that occur in it"))
-    middle, most, longest = found["lengths"]
-    made.append(Row("Its lengths", f"{middle:,}", f"{_lengths(most, longest)}; the model takes {found['longest']:,}"))
+    length = f"{found['lengths'][0]:,}"
+    made.append(Row("Its lengths", length, f"{_lengths(found['lengths'])}; the model takes {found['longest']:,}"))
     if "like_texts" not in found:
         return made
     apart = found["distance"] or {}
     own = f"; as much of its own text covers {words.percent(apart['covers_own'])}" if apart else ""
     unseen = ", ".join(repr(words.clean(name, 20)) for name in found["unseen"])
-    middle, most, longest = found["like_lengths"]
     texts = f"{words.plural(found['like_texts'], 'text')} of {source}"
     part = f"{words.percent(apart['covers'])} by a sample of {apart['tokens']:,} tokens{own}; " if apart else ""
     part += f"never seen: {unseen}" if unseen else ""
     made += [
         Row("Sample of the use", f"{found['like_tokens']:,} tokens", texts),
         Row("Its tokens covered", words.percent(found["like_covered"]), part),
-        Row("Its lengths", f"{middle:,}",
-            f"{_lengths(most, longest)}; {words.percent(found['like_reached'])} of its tokens are where calibration "
-            "has some too"),
+        Row("Its lengths", f"{found['like_lengths'][0]:,}",
+            f"{_lengths(found['like_lengths'])}; {words.percent(found['like_reached'])} of its tokens are where "
+            "calibration has some too"),
     ]  # fmt: skip
     if found["like_shared"]:
         made.append(Row("Its texts in calibration", words.percent(found["like_shared"]), "word for word"))
@@ -86,9 +85,11 @@ def _side(found: Mapping[str, Any], source: str) -> list[Row]:
     return made
 
 
-def _lengths(most: int, longest: int) -> str:
-    """What follows the length that half of the texts have at most."""
-    return f"tokens, half have more; nine of ten up to {most:,}, the longest {longest:,}"
+def _lengths(found: Sequence[int]) -> str:
+    """What follows the length that half of the texts have at most. found: that, that of nine of ten, the longest."""
+    if found[0] == found[2]:
+        return "tokens each"
+    return f"tokens, half have more; nine of ten up to {found[1]:,}, the longest {found[2]:,}"
 
 
 def table(record: RunRecord) -> tuple[str, Table] | None:
