@@ -148,7 +148,7 @@ def show(record: RunRecord, console: Console) -> None:
     for note in record.notes:
         console.print(f"· {note}", markup=False)
     if record.data:
-        console.print(f"Next: {_with_same_text(record)}", markup=False)
+        console.print(f"Next: {_with_same_text(record)}", markup=False, soft_wrap=True)  # to be copied whole
         return
     name = record.artifact or card.get("name", "MODEL")
     verb = f"compress report {name}" if record.artifact else "compress quantize MODEL --bits 4"
