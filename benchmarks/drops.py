@@ -97,8 +97,8 @@ def cell(task: str, number: int) -> dict[str, Any]:
         write(folder / name / "test", rows[few:])
     out = PLACE / f"{task}-{number}"
     shutil.rmtree(out, ignore_errors=True)
-    found = command("quantize", str(model), "--data", str(folder / "shown"), "--max-drop", f"{LIMIT:.0%}", "--out", str(out), "--generate", "0",
-                    "--no-verify")  # fmt: skip
+    allowed = ("--max-drop", f"{LIMIT:.0%}", "--out", str(out), "--generate", "0", "--no-verify")
+    found = command("quantize", str(model), "--data", str(folder / "shown"), *allowed)
     row: dict[str, Any] = {"task": task, "split": number}
     if isinstance(found, str):
         row["refused"] = found

@@ -63,7 +63,7 @@ def prepare(settings: DataSettings, tokenizer: Any, vocab_size: int) -> Prepared
     chars = CHARS_PER_TOKEN * (settings.tokens + settings.eval_samples * settings.seq_len)
     corpus = load(Request(settings.data, settings.text_column, 4 * chars), tokenizer)
     framing = tokens.frame(tokenizer)
-    found = split.unique(_plain(text, framing, tokenizer) for text in corpus.documents)
+    found = split.unique(plain(text, framing, tokenizer) for text in corpus.documents)
     if not found:
         raise DataError(f"{corpus.source} holds no text; give a file with text in it")
     texts, cut = _sections(found, settings)
@@ -92,7 +92,7 @@ def prepare(settings: DataSettings, tokenizer: Any, vocab_size: int) -> Prepared
     return PreparedData(calibration, heldout, card)
 
 
-def _plain(text: str, framing: tokens.Frame, tokenizer: Any) -> str:
+def plain(text: str, framing: tokens.Frame, tokenizer: Any) -> str:
     """Without lone surrogates, and without the BOS that chat templates write and the frame adds again."""
     text = SURROGATES.sub("\ufffd", text)
     bos = getattr(tokenizer, "bos_token_id", None)

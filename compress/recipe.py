@@ -101,6 +101,9 @@ class Recipe(_Settings):
     to: str = Field("", description="formats to export to afterwards, separated by commas: gguf, onnx, gptq ...")
 
     data: str | None = Field(None, description="calibration file, folder or hub name; default: built-in text")
+    like: str | None = Field(
+        None, description="sample of what the model is used on: how far is calibration text from it?"
+    )
     text_column: str | None = Field(None, description="column that holds the text")
     samples: int = Field(64, ge=1, description="calibration sequences")
     seq_len: int = Field(512, ge=8, description="tokens per sequence")
@@ -184,6 +187,9 @@ class SensitivityRecipe(_Settings):
     options: dict[str, Any] = Field(default_factory=dict, description="options of the method")
 
     data: str | None = Field(None, description="calibration file, folder or hub name; default: built-in text")
+    like: str | None = Field(
+        None, description="sample of what the model is used on: how far is calibration text from it?"
+    )
     text_column: str | None = Field(None, description="column that holds the text")
     samples: int = Field(128, ge=2, description="calibration sequences")
     seq_len: int = Field(256, ge=8, description="tokens per sequence")

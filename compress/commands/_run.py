@@ -37,6 +37,9 @@ SCHEMES = typer.Option(
     None, help="int4-g64-sym, int8-row-sym, q4_1 ...; repeat it [default: 2, 3, 4 and 8 bits without zero points]."
 )
 COLUMNS = typer.Option(None, metavar="ROLE=COLUMN", help="Columns of labelled data, where names are unusual.")
+LIKE = typer.Option(
+    None, metavar="DATA", help="Sample of what the model is used on: says how far the calibration text is from it."
+)
 SPLIT = typer.Option(
     None, metavar="NAMES", help="Split to divide, or those to use as they are: train=NAME,validation=NAME,test=NAME."
 )

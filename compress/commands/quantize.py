@@ -86,6 +86,7 @@ def command(
     data: str | None = typer.Option(
         None, help="txt, md, jsonl, json, csv, tsv, parquet, folder or hub name [default: built-in text]."
     ),
+    like: str | None = _run.LIKE,
     text_column: str | None = typer.Option(None, help="Column that holds the text [default: guessed]."),
     samples: int | None = typer.Option(None, help="Calibration sequences [default: 64]."),
     seq_len: int | None = typer.Option(None, help="Tokens per sequence [default: 512]."),

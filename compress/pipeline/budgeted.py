@@ -13,9 +13,10 @@ from compress.core.errors import BudgetError, RecipeError
 from compress.core.journal import WORK as PLACE
 from compress.core.journal import Journal
 from compress.core.numerics.paired import Pair
-from compress.core.types import LayerPlan, LayerRef, Measurement, Scheme, torch_dtype
+from compress.core.types import LayerPlan, LayerRef, Measurement, Scheme, Sensitivity, torch_dtype
 from compress.pipeline import allowed, judge
 from compress.pipeline.allowed import Certificate
+from compress.pipeline.halves import steadiness
 from compress.pipeline.hooks import Hooks
 from compress.pipeline.outside import Outside
 from compress.pipeline.planning import Judged, Planning, as_planned, treated
@@ -138,6 +139,14 @@ def _planned(ready: Prepared, chosen: Chosen, out: Path, journal: Journal, hooks
         tries = [readings[0].planned]
         points = planning.frontier(found)
         shown = planning.measured("frontier", points, [""] * len(points))
+    size = tries[0].totals[budget.BYTES]
+
+    def planned(costs: Sequence[Sensitivity]) -> dict[str, str]:
+        made = planning.at(costs, size)
+        return {name: made.plan.layers[name].treatment for name in chosen}
+
+    if journal.last("stable") is None:
+        journal.append("stable", **steadiness(ready, journal, found, planned, share=planning.share))
     changes = planning.changes(tries[0], found)
     return {
         "tries": [{"layers": treated(one, chosen), "totals": one.totals, **_losses(one)} for one in tries],
@@ -185,7 +194,9 @@ def profiled(ready: Prepared, journal: Journal) -> dict[str, Any]:
     found, first = profile.read(journal.out / profile.PLACE), journal.of("scored")[0]
     answers = {"texts": len(first["counts"]), "answers": sum(first["counts"])}
     judged = {name: line[name] for name in ("readings", "frontier", "changes")}
-    return {"unit": found.unit, **answers, "layers": listed(found.sensitivities, ready.structure), **judged}
+    steady = {name: value for name, value in (journal.last("stable") or {}).items() if name != "kind"}
+    layers = listed(found.sensitivities, ready.structure)
+    return {"unit": found.unit, **answers, "layers": layers, "stability": steady, **judged}
 
 
 def worse_than_allowed(ready: Prepared, journal: Journal) -> Certificate | None:
@@ -234,6 +245,7 @@ def outcome(ready: Prepared, journal: Journal, measured: Sequence[Measurement], 
         said += [
             f"A smaller plan was built first: {Certificate(**v['certificate']).sentence}" for v in journal.of("void")
         ]
+    said += [str(line["said"]) for line in journal.of("stable")]
     return [*said, *_change(line["changes"], unit), *_relaxed(line["frontier"], turn, limit, unit)]
 
 

@@ -12,7 +12,7 @@ from compress.core.files import write_json
 from compress.core.fingerprint import Fingerprint, file_sha256
 from compress.recipe import Recipe, TuneRecipe
 
-ELSEWHERE = {"model", "out", "data", "threads", "generate", "verify", "to", "plan"}
+ELSEWHERE = {"model", "out", "data", "like", "threads", "generate", "verify", "to", "plan"}
 """Settings that change no byte, or that a fingerprint holds by what they stand for: hashes, the number used."""
 
 

@@ -16,12 +16,21 @@ from compress.core import device
 from compress.core.artifact import MANIFEST, open_artifact
 from compress.core.blocks import find_structure
 from compress.core.checkpoint import Checkpoint
+from compress.core.errors import ModelError
 from compress.core.opening import resolve
 from compress.core.types import LayerRef, Measurement, RunRecord
 from compress.measure.size import weight_bytes
+from compress.pipeline import fitness, like, limits
+from compress.pipeline.budgeted import suffix
+from compress.pipeline.finish import command_line
+from compress.pipeline.identity import default_out
 from compress.pipeline.inputs import quiet_libraries
+from compress.pipeline.labelled import has_rows, hears
+from compress.pipeline.prepare import read_data
 from compress.plan import edited
 from compress.plan.uniform import all_layers
+from compress.recipe import Recipe
+from compress.report import fit
 
 
 def inspect(model: str, allow_pickle: bool, trust_remote_code: bool, say: Callable[[str], None]) -> RunRecord:
@@ -47,6 +56,26 @@ def inspect(model: str, allow_pickle: bool, trust_remote_code: bool, say: Callab
     notes = (*opened.notes, *([structure.generic] if structure.generic else []))
     sizes = (Measurement("original", "bytes", "bytes", checkpoint.nbytes),)
     return RunRecord("inspect", card, None, measurements=sizes, notes=notes, environment=device.environment())
+
+
+def inspect_text(recipe: Recipe, say: Callable[[str], None]) -> RunRecord:
+    """Whether the calibration text of `recipe` is fit for its model and its use, from tokenizer and config alone.
+
+    Raises ModelError for a model that no text runs through, DataError for text that cannot be read.
+    """
+    quiet_libraries()
+    opened = resolve(recipe.model, recipe.allow_pickle, say)
+    like.check(recipe, opened.folder)
+    checkpoint = Checkpoint(opened.folder, recipe.trust_remote_code)
+    structure = find_structure(checkpoint.model, checkpoint.config)
+    heard = hears(recipe, checkpoint.config) and has_rows(recipe, opened.folder)
+    if because := limits.cannot_stream(checkpoint, structure, heard):
+        raise ModelError(f"{opened.name} is calibrated on no text: {because}")
+    data, text = read_data(recipe, opened, checkpoint)
+    data = fitness.assessed(recipe, opened, fitness.use_of(checkpoint, structure, text, True), data, text)
+    card = {"name": opened.name, "architecture": structure.architecture, "parameters": checkpoint.parameters}
+    settings, notes = recipe.model_dump(), (*opened.notes, *data.card["warnings"])
+    return RunRecord("inspect", card, None, settings, data=data.card, notes=notes, environment=device.environment())
 
 
 def inspect_plans(path: str, other: str | None) -> RunRecord:
@@ -114,11 +143,22 @@ def show(record: RunRecord, console: Console) -> None:
         for name, first, second in lines:
             console.print(f"{name}: {first or '(not named)'}  {second or '(not named)'}", markup=False, highlight=False)
         return
+    if (found := fit.table(record)) is not None:
+        console.print(*found, sep="\n")
     for note in record.notes:
         console.print(f"· {note}", markup=False)
+    if record.data:
+        console.print(f"Next: {_with_same_text(record)}", markup=False, soft_wrap=True)  # to be copied whole
+        return
     name = record.artifact or card.get("name", "MODEL")
     verb = f"compress report {name}" if record.artifact else "compress quantize MODEL --bits 4"
     console.print(f"Next: {verb}", markup=False)
+
+
+def _with_same_text(record: RunRecord) -> str:
+    """The command that quantizes with the text that was looked at."""
+    recipe = Recipe(**record.recipe)
+    return command_line(recipe, Path(default_out(str(record.model["name"]), suffix(recipe))))
 
 
 def _plain(value: Any) -> str:

@@ -129,7 +129,7 @@ def _divided(task: Task, table: Table, wanted: Wanted) -> Labelled:
     if flaws and wanted.strict:
         raise DataError(f"row {flaws[0].row + 1} of {called} {task.flaws[flaws[0].kind][1]}")
     settings, told = task.survey(rows, columns)
-    rows = task.located(rows, columns, _folder_of(table.source))
+    rows = task.located(rows, columns, folder_of(table.source))
     strata = task.strata(rows, columns)
     documents = task.documents(rows, columns)
     division = divide(texts, strata, table.given, wanted.seed, documents)
@@ -331,7 +331,7 @@ def has_rows(recipe: Recipe, folder: Path) -> bool:
     return recipe.data is not None or (tuned is not None and (not tuned["local"] or Path(tuned["data"]).exists()))
 
 
-def _folder_of(source: str) -> Path:
+def folder_of(source: str) -> Path:
     """The folder that paths in the rows of `source` are relative to."""
     path = Path(source).expanduser().resolve()
     return path if path.is_dir() else path.parent

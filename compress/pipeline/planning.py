@@ -73,6 +73,16 @@ class Planning:
         """Codes of every layer at every scheme."""
         return Bank(self.store.work, {plan.scheme for plans in self.chosen.values() for plan in plans})
 
+    @property
+    def _every(self) -> int:
+        """One text of so many judges; of changed answers, which are counted, it takes many."""
+        return 2 if self.ready.recipe.max_drop else EVERY
+
+    @property
+    def share(self) -> float:
+        """Of the texts, about, that say what layers cost."""
+        return 1 - 1 / self._every
+
     def profile(self) -> tuple[list[Sensitivity], dict[str, Any]]:
         """What each layer costs at each scheme, and in what unit, over how many answers."""
         traces, answers = self._texts(judging=False)
@@ -81,9 +91,8 @@ class Planning:
 
     def _texts(self, judging: bool) -> tuple[list[Trace], Answers]:
         traces, features = texts_of(self.ready, make_streams(self.ready).calibration)
-        every = 2 if self.ready.recipe.max_drop else EVERY  # changed answers are counted: that takes many
-        few = len(traces) < every
-        numbers = [n for n in range(len(traces)) if few or (n % every == every - 1) == judging]
+        few = len(traces) < self._every
+        numbers = [n for n in range(len(traces)) if few or (n % self._every == self._every - 1) == judging]
         if judging:
             numbers = _short(traces, numbers, JUDGE_TOKENS * (4 if self.ready.recipe.max_drop else 1))
         mine = [features[n] for n in numbers] if features else []

@@ -18,7 +18,7 @@ from compress.core.registry import load
 from compress.core.task import Context
 from compress.core.types import Plan, Structure
 from compress.core.writing import WritingTask
-from compress.pipeline import identity, inputs, judge, limits
+from compress.pipeline import fitness, identity, inputs, judge, like, limits
 from compress.pipeline.collect import Collector, Counted, MakeCollector
 from compress.pipeline.hooks import Hooks
 from compress.pipeline.labelled import find_labelled, has_rows, hears
@@ -57,6 +57,7 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     artifact.parse_size(recipe.max_shard_size)  # wrong settings are refused before anything is written
     device.pick_device(recipe.device)
     opened = resolve(recipe.model, recipe.allow_pickle, hooks.say)
+    like.check(recipe, opened.folder)
     checkpoint = Checkpoint(opened.folder, recipe.trust_remote_code)
     structure = find_structure(checkpoint.model, checkpoint.config)
     first = structure.layers[0].param if structure.layers else next(iter(checkpoint.sources))
@@ -88,8 +89,13 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
         notes.append(f"{because}, so that no layer was chosen for eight bits" if mixed else because)
         mixed = False
     elif reads or recipe.eval_samples != 0:
-        data, text = _data(recipe, opened, checkpoint)
-        notes += data.card.get("warnings", [])
+        data, text = read_data(recipe, opened, checkpoint)
+        use = fitness.use_of(checkpoint, structure, text, reads or recipe.has_budget)
+        data = fitness.assessed(recipe, opened, use, data, text)
+        fitness.say(data.card, hooks.say)
+        notes += data.card["warnings"]
+    elif recipe.like is not None:
+        notes.append(f"--like {recipe.like} was not read: this run calibrates and measures on no text.")
     environment = device.environment()
     return Prepared(recipe, opened, checkpoint, structure, plan, data, text, dtype, environment, tuple(notes), mixed)
 
@@ -99,7 +105,7 @@ def rules_of(recipe: Recipe, checkpoint: Checkpoint, structure: Structure) -> un
     return uniform.Rules(limits.caps_of(recipe), FORMAT.scale_grid, limits.refuses(checkpoint, structure))
 
 
-def _data(recipe: Recipe, opened: Opened, checkpoint: Checkpoint) -> tuple[PreparedData, TaskText | None]:
+def read_data(recipe: Recipe, opened: Opened, checkpoint: Checkpoint) -> tuple[PreparedData, TaskText | None]:
     """Token sets, and the same as rows of a task where the model has one and the data has labels for it."""
     tokenizer = inputs.load_tokenizer(opened.folder, recipe.trust_remote_code)
     limit = inputs.longest_sequence(checkpoint.config)
@@ -164,6 +170,7 @@ def fingerprint(ready: Prepared, threads: int) -> Fingerprint:
     if ready.recipe.plan:
         found["--plan"] = {name: dict(line) for name, line in edited.read(ready.recipe.plan).items()}
     found["calibration text"] = ready.data.calibration.digest if ready.data else None
+    found["--like text"] = ready.data.card.get("like", {}).get("digest") if ready.data else None
     found["held-out text"] = ready.data.heldout.digest if ready.data else None
     return found
 

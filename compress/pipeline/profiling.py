@@ -32,7 +32,7 @@ from compress.pipeline.replay import Replay, Trace
 from compress.pipeline.solve import Job, Solved, solve
 from compress.pipeline.store import Store
 from compress.pipeline.stream import Report, old_objects_left_alone
-from compress.pipeline.swapped import Divergences, Swapped
+from compress.pipeline.swapped import Swapped
 from compress.plan.uniform import all_layers
 
 MOST_TEXTS = 256
@@ -58,10 +58,10 @@ class Profiling:
         """What each layer costs at each scheme, and the line that says in what unit and over how many answers."""
         rows = self.forward(traces)
         if metric == "kl":
-            losses, said = self.swapped(traces, answers), self.journal.of("swapped")[0]
+            self.swapped(traces, answers)
         else:
-            dots, said = self.backward(traces, answers), self.journal.of("scored")[0]
-            losses = {key: [dot * dot / 2 for dot in found] for key, found in dots.items()}
+            self.backward(traces, answers)
+        losses, said = recorded(self.journal)
         return costs(rows, losses, np.array(said["counts"], np.float64)), said
 
     def forward(self, traces: Sequence[Trace]) -> list[Row]:
@@ -92,8 +92,8 @@ class Profiling:
         self.report("solving", len(blocks), len(blocks))
         return [row for line in self.journal.of("banked") for row in line["rows"]]
 
-    def backward(self, traces: Sequence[Trace], answers: Answers) -> Dots:
-        """The dots of every layer and scheme with each text."""
+    def backward(self, traces: Sequence[Trace], answers: Answers) -> None:
+        """The dots of every layer and scheme with each text, into the journal."""
         ready, blocks = self.ready, self.ready.structure.blocks
         walk = Backward(ready.checkpoint, ready.structure, self.outside, self.bank)
         done = len(self.journal.of("scored"))
@@ -112,10 +112,9 @@ class Profiling:
                     self.store.read_state(blocks[block.index - 1], list(traces))
                 self._scored(turn, walk.block(replay, block, traces), walk, {})
         self.report("judging", len(blocks), len(blocks))
-        return _summed(self.journal.of("scored"))
 
-    def swapped(self, traces: Sequence[Trace], answers: Answers) -> Divergences:
-        """The divergence of every layer and scheme on each text, measured."""
+    def swapped(self, traces: Sequence[Trace], answers: Answers) -> None:
+        """The divergence of every layer and scheme on each text, measured, into the journal."""
         trial = Swapped(self.ready.checkpoint, self.ready.structure, self.outside, self.bank)
         done = {line["block"] for line in self.journal.of("swapped")}
         with trial.whole():
@@ -125,7 +124,6 @@ class Profiling:
                     rows = [[layer, scheme, values] for (layer, scheme), values in found.items()]
                     said = {"unit": answers.unit, "counts": [answers.counts[n] for n in range(len(traces))]}
                     self.journal.append("swapped", block=block, rows=rows, **said)
-        return {(layer, scheme): v for line in self.journal.of("swapped") for layer, scheme, v in line["rows"]}
 
     def _check(self, blocks: Iterable[BlockRef]) -> None:
         """Raises OutputError when files that the journal speaks of are gone."""
@@ -208,6 +206,14 @@ def _summed(lines: list[Row]) -> Dots:
 
 Losses = dict[tuple[str, str], list[float]]
 """(layer, scheme) -> divergence of each text, all its answers together."""
+
+
+def recorded(journal: Journal) -> tuple[Losses, Row]:
+    """What the journal of a finished profile says of each text, and the line with their unit and counts."""
+    if lines := journal.of("swapped"):
+        return {(layer, scheme): values for line in lines for layer, scheme, values in line["rows"]}, lines[0]
+    lines = journal.of("scored")
+    return {key: [dot * dot / 2 for dot in found] for key, found in _summed(lines).items()}, lines[0]
 
 
 def costs(rows: list[Row], losses: Losses, counts: Array) -> list[Sensitivity]:

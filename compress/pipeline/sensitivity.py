@@ -20,6 +20,7 @@ from compress.core.journal import Journal
 from compress.core.types import RunRecord, torch_dtype
 from compress.pipeline import finish, identity, inputs, judge
 from compress.pipeline.bank import Bank
+from compress.pipeline.halves import steadiness
 from compress.pipeline.hooks import Hooks, Stages
 from compress.pipeline.likelihood import Answers
 from compress.pipeline.outside import Outside
@@ -96,6 +97,7 @@ def _run(run: _Run, stages: Stages, hooks: Hooks, mark: Fingerprint) -> RunRecor
     found, said = loop.sensitivities(traces, answers, run.recipe.metric)
     stages.done("profile")
     profile.write(run.out / profile.PLACE, profile.Profile(said["unit"], tuple(found), mark))
+    steady = steadiness(ready, journal, found)
     return RunRecord(
         command="sensitivity",
         model=describe(ready),
@@ -107,8 +109,9 @@ def _run(run: _Run, stages: Stages, hooks: Hooks, mark: Fingerprint) -> RunRecor
             "texts": len(traces),
             "answers": int(sum(said["counts"])),
             "layers": listed(found, ready.structure),
+            "stability": steady,
         },
-        notes=ready.notes,
+        notes=(steady["said"], *ready.notes),
         environment=ready.environment,
         reproduce=finish.command_line(run.recipe, run.out),
         stages=stages.seconds,

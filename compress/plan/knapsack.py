@@ -6,7 +6,10 @@ HiGHS by scipy.optimize.milp.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,16 +59,32 @@ def solve(items: Sequence[Item], limits: Mapping[str, float]) -> list[int] | Non
     for name, column in costs.items():
         scale = max(float(np.abs(column).max()), 1e-300)
         rules.append(LinearConstraint(csr_array(column[None] / scale), -np.inf, limits[name] / scale))
-    found = milp(
-        losses / unit + 1e-9 * spread,
-        integrality=np.ones(len(flat)),
-        bounds=Bounds(0, 1),
-        constraints=rules,
-        options={"mip_rel_gap": GAP, "time_limit": SECONDS},
-    )
+    with _silent():
+        found = milp(
+            losses / unit + 1e-9 * spread,
+            integrality=np.ones(len(flat)),
+            bounds=Bounds(0, 1),
+            constraints=rules,
+            options={"mip_rel_gap": GAP, "time_limit": SECONDS},
+        )
     if found.x is None:
         return None
     return _numbers(items, found.x)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Inside, nothing reaches stdout: HiGHS prints a line of its own where it solves a sub-problem, and stdout may be
+    for one JSON object."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _numbers(items: Sequence[Item], chosen: npt.NDArray[np.float64]) -> list[int]:

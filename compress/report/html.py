@@ -13,7 +13,7 @@ from string import Template
 
 from compress.core.errors import MissingExtraError
 from compress.core.types import LayerResult, RunRecord
-from compress.report import charts, exports, steps, summary, training, words
+from compress.report import charts, exports, fit, steps, summary, training, words
 from compress.report.chartkit import Chart
 from compress.report.pieces import Cell, Column, card, chart, code, esc, facts, script_json, section, table
 
@@ -108,6 +108,7 @@ def _body(whole: RunRecord, drawn: list[Chart]) -> str:
         (
             section("summary", "Summary", _cards(record), summary.basis(record)),
             *grouped,
+            section("fit", fit.TITLE, fit.html(record)),
             section("samples", "Samples", _samples(record), "Written from the same prompts, greedily."),
             section(
                 "verified",
@@ -371,7 +372,7 @@ def _run(record: RunRecord) -> str:
         stages.append(("total", words.duration(sum(record.stages.values()))))
     made = [facts("Time", stages)]
     loose = []
-    for name, value in list(record.data.items())[:12]:
+    for name, value in [item for item in record.data.items() if item[0] != "fit"][:12]:
         if isinstance(value, dict):
             made.append(facts(f"Data: {str(name).replace('_', ' ')}", list(value.items())[:40]))
         elif name != "warnings":  # they are among the notes

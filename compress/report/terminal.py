@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.core.types import RunRecord
-from compress.report import exports, frontier, heat, steps, summary, training, words
+from compress.report import exports, fit, frontier, heat, steps, summary, training, words
 
 _PLAIN = str.maketrans({"→": ">", "×": "x", "·": "-", "–": "-", "…": "~", "─": "-"})
 MAX_LABELS = 20
@@ -54,6 +54,7 @@ def _page(whole: RunRecord, width: int) -> RenderableType:
         _roles(record, width),
         _worst(record, width),
         _fallbacks(record),
+        _fit(record),
         _exports(whole),
         _heard(whole),
         _verified(record),
@@ -84,6 +85,11 @@ def _title(record: RunRecord) -> RenderableType:
 def _costs(record: RunRecord) -> RenderableType | None:
     found = [_section(*made) for made in (frontier.table(record), heat.table(record)) if made]
     return Group(*found) if found else None
+
+
+def _fit(record: RunRecord) -> RenderableType | None:
+    found = fit.table(record)
+    return _section(*found) if found else None
 
 
 def _section(title: str, body: RenderableType) -> RenderableType:
