@@ -26,7 +26,7 @@ def steadiness(
 ) -> dict[str, Any]:
     """How steady costs and plan are, for the record: figures of halves, and `said`, a sentence.
 
-    found: the costs; share: of the texts that they are of. planner: of the budget; without one, plans of 3 and 4 bits a weight.
+    found: the costs, of a `share` of the texts. planner: of the budget; without one, plans of 3 and 4 bits a weight.
     What the journal holds decides: a resumed run says the same.
     """
     losses, said = recorded(journal)
