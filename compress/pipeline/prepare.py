@@ -77,7 +77,7 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
         uniform.Wishes(activation, mixed or recipe.has_budget or edited.symmetric(lines), encoder),
     )
     if lines:
-        plan = edited.applied(plan, lines, structure, rules)
+        plan = edited.applied(plan, lines, structure, rules, dtype)
     limits.check_exports(recipe, opened, checkpoint, structure, plan)
     notes = [*opened.notes, *plan.notes, *([structure.generic] if structure.generic else [])]
     notes += [early] if early else []
