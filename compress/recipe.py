@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,6 +15,9 @@ from compress.core.types import BITS, NAMED
 DEMO = "demo"
 EVAL_DOCUMENTS, EVAL_ROWS = 16, 500  # held out for measuring: documents of text, labelled rows
 EVAL_WRITTEN = 100  # the same of rows whose answers are written
+
+
+_TIME = r"(\d+(?:\.\d+)?)\s*(ms|s|us)"
 
 
 class _Settings(BaseModel):
@@ -86,6 +90,10 @@ class Recipe(_Settings):
     bpw: float | None = Field(
         None, gt=0, le=32, description="the same as bits of the file for each weight of the original"
     )
+    max_latency: str = Field(
+        "", description="budget of time a request, like 8ms: of encoders in onnxruntime on this machine, with --to onnx"
+    )
+    request: str = Field("1x128", description="what --max-latency is about: texts x tokens of each")
     plan: str = Field("", description="plan.json whose layers' schemes, methods and options are taken")
     method: str = Field("gptq", description="how codes are solved")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the method")
@@ -144,12 +152,27 @@ class Recipe(_Settings):
         if self.max_bytes and self.bpw:
             raise ValueError(f"--max-bytes {self.max_bytes} and --bpw {self.bpw} are one budget said twice; give one")
         budget = f"--max-bytes {self.max_bytes}" if self.max_bytes else f"--bpw {self.bpw}" if self.bpw else ""
+        budget = budget or (f"--max-latency {self.max_latency}" if self.max_latency else "")
         if budget and (self.scheme or shown):
             flag = "scheme" if self.scheme else shown[0].replace("_", "-")
             raise ValueError(f"{budget} chooses bits layer by layer; leave out --{flag}")
         if self.scheme and shown:
             raise ValueError(f"--scheme {self.scheme} says it all; leave out --{shown[0].replace('_', '-')}")
         return self
+
+    @field_validator("max_latency")
+    @classmethod
+    def _latency(cls, value: str) -> str:
+        if value and (not (match := re.fullmatch(_TIME, value)) or not float(match[1])):
+            raise ValueError(f"--max-latency {value} is not understood; write it like 8ms, 0.5s or 800us")
+        return value
+
+    @field_validator("request")
+    @classmethod
+    def _request(cls, value: str) -> str:
+        if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,5}", value):
+            raise ValueError(f"--request {value} is not understood; write texts x tokens, like 1x128")
+        return value
 
     @field_validator("group_size")
     @classmethod
@@ -160,8 +183,20 @@ class Recipe(_Settings):
 
     @property
     def has_budget(self) -> bool:
-        """Whether bits are chosen layer by layer, within a size."""
-        return bool(self.max_bytes or self.bpw)
+        """Whether bits are chosen layer by layer, within a size or a time."""
+        return bool(self.max_bytes or self.bpw or self.max_latency)
+
+    @property
+    def latency_ms(self) -> float | None:
+        """The budget of time in milliseconds, None without one."""
+        match = re.fullmatch(_TIME, self.max_latency)
+        return float(match[1]) * {"ms": 1.0, "s": 1e3, "us": 1e-3}[match[2]] if match else None
+
+    @property
+    def request_shape(self) -> tuple[int, int]:
+        """(texts, tokens of each) of the request that `max_latency` is about."""
+        batch, tokens = self.request.split("x")
+        return int(batch), int(tokens)
 
 
 class SensitivityRecipe(_Settings):

@@ -11,8 +11,8 @@ from typing import Any
 from compress.core.artifact import parse_size
 from compress.core.errors import BudgetError, RecipeError
 from compress.core.journal import Journal
-from compress.core.types import LayerPlan, LayerRef, Measurement, torch_dtype
-from compress.pipeline import judge
+from compress.core.types import LayerPlan, LayerRef, Measurement, Sensitivity, torch_dtype
+from compress.pipeline import judge, timed
 from compress.pipeline.bank import Bank
 from compress.pipeline.hooks import Hooks
 from compress.pipeline.likelihood import Answers
@@ -20,7 +20,8 @@ from compress.pipeline.outside import Outside
 from compress.pipeline.prepare import Prepared, make_streams, rules_of
 from compress.pipeline.profiling import Chosen, Profiling, listed, texts_of
 from compress.pipeline.store import Store
-from compress.plan import budget, profile
+from compress.plan import budget, latency, profile
+from compress.plan.activations import in_float
 from compress.plan.candidates import candidates
 from compress.plan.uniform import all_layers
 from compress.recipe import Recipe
@@ -34,7 +35,8 @@ ENTRY, HEADER = 84, 1024
 def suffix(recipe: Recipe) -> str:
     """What the folder of such a run is called after the model."""
     if recipe.has_budget:
-        return recipe.max_bytes.lower() or f"{recipe.bpw:g}bpw"
+        size = recipe.max_bytes.lower() or (f"{recipe.bpw:g}bpw" if recipe.bpw else "")
+        return "-".join(part for part in (size, recipe.max_latency.replace(" ", "")) if part)
     return recipe.scheme or f"{recipe.bits}bit"
 
 
@@ -45,8 +47,8 @@ def limit_of(ready: Prepared) -> float:
     return math.inf if ready.recipe.bpw is None else int(ready.recipe.bpw * ready.checkpoint.parameters / 8)
 
 
-def limits_of(ready: Prepared) -> list[budget.Limit]:
-    """What sums over the model may be."""
+def limits_of(ready: Prepared, table: latency.Table | None = None) -> list[budget.Limit]:
+    """What sums over the model may be. table: of times, once they are known."""
     fixed, kept = _fixed_bytes(ready), torch_dtype(ready.dtype).itemsize
 
     def size(layers: Sequence[LayerRef], plan: LayerPlan) -> float:
@@ -54,7 +56,10 @@ def limits_of(ready: Prepared) -> list[budget.Limit]:
             return sum(math.prod(layer.shape) * kept for layer in layers)
         return sum(FORMAT.stored_bytes(layer, plan.scheme) for layer in layers)
 
-    return [budget.Limit(budget.BYTES, limit_of(ready), fixed, size)]
+    found = [budget.Limit(budget.BYTES, limit_of(ready), fixed, size)]
+    if table is not None and ready.recipe.latency_ms is not None:
+        found.append(latency.limit(table, ready.structure, ready.recipe.latency_ms))
+    return found
 
 
 def check(ready: Prepared) -> None:
@@ -77,7 +82,13 @@ def within_budget(ready: Prepared, store: Store, outside: Outside, journal: Jour
     place = store.work / WORK
     line = journal.last("planned")
     if line is None:
-        found = _planned(ready, chosen, store, outside, journal, hooks)
+        table = timed.known(journal)
+        if table is None and ready.recipe.max_latency:
+            table = timed.measured(ready, chosen, store.work, hooks)
+        if table is not None:
+            chosen = _checked(ready, table, chosen, journal)
+        costs = _costs(ready, chosen, store, outside, journal, hooks)
+        found = budget.within(limits_of(ready, table), ready.plan, ready.structure, chosen, costs)
         rows = {name: [p.treatment, p.reason] for name, p in found.plan.layers.items() if name in chosen}
         journal.append("planned", layers=rows, totals=found.totals, loss=[found.loss, found.low, found.high])
         line = journal.lines[-1]
@@ -87,7 +98,21 @@ def within_budget(ready: Prepared, store: Store, outside: Outside, journal: Jour
         layers[name] = replace(next(p for p in chosen[name] if p.treatment == treatment), reason=reason)
     totals = line["totals"]
     predicted = {"predicted_bytes": round(totals[budget.BYTES]), "predicted_ms": totals.get(budget.MS)}
-    return replace(ready, plan=replace(ready.plan, layers=layers, **predicted))
+    made = replace(ready.plan, layers=layers, in_float=in_float(layers.values()), **predicted)
+    return replace(ready, plan=made)
+
+
+def _checked(ready: Prepared, table: latency.Table, chosen: Chosen, journal: Journal) -> Chosen:
+    """What may be chosen, with times known. Raises BudgetError where no plan is as fast as that, RecipeError where none
+    is needed; nothing is left of the run then."""
+    try:
+        worth = timed.worth(ready, table, chosen)
+        budget.check(limits_of(ready, table), ready.structure, worth)
+    except (BudgetError, RecipeError):
+        journal.abandon()
+        raise
+    timed.keep(journal, table)
+    return worth
 
 
 def _chosen(ready: Prepared) -> Chosen:
@@ -100,29 +125,29 @@ def _chosen(ready: Prepared) -> Chosen:
     uses = frozenset(
         (inside[name].container, p.scheme) for name, plans in found.items() if name in inside for p in plans
     )
-    kept: Chosen = {}
+    kept: Chosen = timed.with_fast(ready, found) if ready.recipe.max_latency else dict(found)
     for name, layer in inside.items():
         refused = [because for p in found[name] if (because := rules.refuses(layer, p.scheme, uses))]
         if refused:
             raise RecipeError(f"{layer.name} cannot be chosen for: {refused[0]}; leave out the budget")
-        kept[name] = found[name]
-    return kept
+    return {name: kept[name] for name in inside}
 
 
-def _planned(
+def _costs(
     ready: Prepared, chosen: Chosen, store: Store, outside: Outside, journal: Journal, hooks: Hooks
-) -> budget.Planned:
+) -> list[Sensitivity]:
+    """What layers cost, for those that may be chosen for; compress/profile.json says it too."""
     own = Store(ready.checkpoint, ready.plan, store.work, store.dtype)
     own.work = store.work / WORK
     own.work.mkdir(parents=True, exist_ok=True)
-    bank = Bank(own.work, {plan.scheme for plans in chosen.values() for plan in plans})
+    bank = Bank(own.work, {p.scheme for plans in chosen.values() for p in plans if p.scheme.kind != "dense"})
     traces, features = texts_of(ready, make_streams(ready).calibration)
     loop = Profiling(ready, chosen, own, outside, bank, journal, hooks.report)
     answers = Answers(ready.checkpoint.model, ready.text, features, ready.recipe.seed)
     found, said = loop.sensitivities(traces, answers, "gradient")
     mark = journal.lines[0]["fingerprint"]
     profile.write(store.work.parent.parent / profile.PLACE, profile.Profile(said["unit"], tuple(found), mark))
-    return budget.within(limits_of(ready), ready.plan, ready.structure, chosen, found)
+    return found
 
 
 def _fixed_bytes(ready: Prepared) -> int:
@@ -160,10 +185,13 @@ def outcome(ready: Prepared, journal: Journal, measured: Sequence[Measurement], 
     line = journal.last("planned")
     if line is None:
         return []
-    limit, (loss, low, high) = limit_of(ready), line["loss"]
+    limit, (loss, low, high), table = limit_of(ready), line["loss"], timed.known(journal)
     if size > limit:
         raise BudgetError(f"the weights take {size:,} bytes, {size - limit:,.0f} more than the budget; allow that much")
     kl = next((m for m in measured if m.name == "kl"), None)
     unit = profile.read(journal.out / profile.PLACE).unit
-    said = f"Budget {limit:,.0f} bytes: {size:,} used. Expected loss {loss:.3g} {unit} [{low:.3g}, {high:.3g}]"
+    said = "" if math.isinf(limit) else f"Budget {limit:,.0f} bytes: {size:,} used. "
+    if table is not None:
+        said += f"{timed.expected(table, ready.recipe, line['totals'][budget.MS])}. "
+    said += f"Expected loss {loss:.3g} {unit} [{low:.3g}, {high:.3g}]"
     return [f"{said}; measured on held-out text {kl.median:.3g}" if kl is not None else said]

@@ -129,14 +129,14 @@ def _items(
     found: list[list[Choice]] = []
     for layers in groups_of(structure).values():
         found.append([])
-        for plan in _common(layers, chosen):
+        for plan in common(layers, chosen):
             kept = plan.scheme.kind == "dense" or costs is None
             loss = 0.0 if kept or costs is None else sum(costs[la.name, plan.treatment].value for la in layers)
             found[-1].append(Choice(plan.treatment, loss, {one.name: float(one.of(layers, plan)) for one in limits}))
     return found
 
 
-def _common(layers: Sequence[LayerRef], chosen: Mapping[str, Sequence[LayerPlan]]) -> list[LayerPlan]:
+def common(layers: Sequence[LayerRef], chosen: Mapping[str, Sequence[LayerPlan]]) -> list[LayerPlan]:
     """The plans whose treatment every one of `layers` may have, in order."""
     first, *others = (chosen[layer.name] for layer in layers)
     return [plan for plan in first if all(plan.treatment in {p.treatment for p in other} for other in others)]
