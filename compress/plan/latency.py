@@ -18,8 +18,8 @@ from compress.core.types import LayerPlan, LayerRef, Structure
 from compress.plan.budget import MS, Limit
 from compress.plan.mixed import groups_of
 
-MOST = 0.95
-"""Share of the fastest whole that `rest` may be."""
+LEAST = 0.25
+"""What layers take of the whole beside `rest`, at least, as a share of what they took alone."""
 
 
 def kind_of(layers: Sequence[LayerRef]) -> str:
@@ -80,7 +80,8 @@ def fitted(table: Table, structure: Structure) -> Model:
                 left[treatment] += count * row[table.dense]
     weights = {name: (able[name] + left[name]) ** -2 for name in table.whole}
     mean = sum(weights[name] * (table.whole[name] - able[name] - left[name]) for name in weights)
-    rest = min(max(mean / sum(weights.values()), 0.0), MOST * min(table.whole.values()))
+    most = min(table.whole[name] - LEAST * (able[name] + left[name]) for name in table.whole)
+    rest = max(min(mean / sum(weights.values()), most), 0.0)
     kept = (table.whole[table.dense] - rest) / able[table.dense]
     share = {name: max((table.whole[name] - rest - kept * left[name]) / able[name], 0.0) for name in able if able[name]}
     each = {
