@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from compress.core.errors import BudgetError
-from compress.core.types import LayerPlan, LayerRef, Plan, Sensitivity, Structure
+from compress.core.types import DTYPE_BITS, LayerPlan, LayerRef, Plan, Sensitivity, Structure
 from compress.plan.knapsack import Choice, Item, least, solve
 from compress.plan.mixed import groups_of
 
@@ -145,6 +145,8 @@ def common(layers: Sequence[LayerRef], chosen: Mapping[str, Sequence[LayerPlan]]
 def _reason(item: Sequence[Choice], number: int, limits: Sequence[Limit]) -> str:
     """Why this choice: what it loses, and what the next one up would save, for how much of the first limit."""
     here = item[number]
+    if here.name in DTYPE_BITS:
+        return "kept as it is: the budget has room for it"
     said = f"loses {here.loss:.2g}"
     of = next((one.name for one in limits if math.isfinite(one.limit)), limits[0].name)
     larger = [choice for choice in item if choice.costs[of] > here.costs[of] and choice.loss < here.loss]
