@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,6 +16,9 @@ DEMO = "demo"
 EVAL_DOCUMENTS, EVAL_ROWS = 16, 500  # held out for measuring: documents of text, labelled rows
 PROOF_DOCUMENTS = 48  # of text, where a bound is to be shown
 EVAL_WRITTEN = 100  # the same of rows whose answers are written
+
+
+_TIME = r"(\d+(?:\.\d+)?)\s*(ms|s|us)"
 
 
 class _Settings(BaseModel):
@@ -87,6 +91,10 @@ class Recipe(_Settings):
     bpw: float | None = Field(
         None, gt=0, le=32, description="the same as bits of the file for each weight of the original"
     )
+    max_latency: str = Field(
+        "", description="budget of time a request, like 8ms: of encoders in onnxruntime on this machine, with --to onnx"
+    )
+    request: str = Field("1x128", description="what --max-latency is about: texts x tokens of each")
     max_drop: str = Field(
         "", description="the task's figure may be so much lower, 1%: the smallest file for which that can be shown"
     )
@@ -150,7 +158,12 @@ class Recipe(_Settings):
             raise ValueError(f"--plan {self.plan} says what each layer gets; leave out budgets, --scheme and --mixed")
         if self.max_bytes and self.bpw:
             raise ValueError(f"--max-bytes {self.max_bytes} and --bpw {self.bpw} are one budget said twice; give one")
-        given = {"max-bytes": self.max_bytes, "bpw": self.bpw, "max-drop": self.max_drop}
+        given = {
+            "max-bytes": self.max_bytes,
+            "bpw": self.bpw,
+            "max-latency": self.max_latency,
+            "max-drop": self.max_drop,
+        }
         budget = " ".join(f"--{name} {value}" for name, value in given.items() if value)
         if budget and (self.scheme or shown):
             flag = "scheme" if self.scheme else shown[0].replace("_", "-")
@@ -158,6 +171,20 @@ class Recipe(_Settings):
         if self.scheme and shown:
             raise ValueError(f"--scheme {self.scheme} says it all; leave out --{shown[0].replace('_', '-')}")
         return self
+
+    @field_validator("max_latency")
+    @classmethod
+    def _latency(cls, value: str) -> str:
+        if value and (not (match := re.fullmatch(_TIME, value)) or not float(match[1])):
+            raise ValueError(f"--max-latency {value} is not understood; write it like 8ms, 0.5s or 800us")
+        return value
+
+    @field_validator("request")
+    @classmethod
+    def _request(cls, value: str) -> str:
+        if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,5}", value):
+            raise ValueError(f"--request {value} is not understood; write texts x tokens, like 1x128")
+        return value
 
     @field_validator("group_size")
     @classmethod
@@ -168,8 +195,20 @@ class Recipe(_Settings):
 
     @property
     def has_budget(self) -> bool:
-        """Whether bits are chosen layer by layer, within a size or a loss."""
-        return bool(self.max_bytes or self.bpw or self.max_drop)
+        """Whether bits are chosen layer by layer, within a size, a time or a loss."""
+        return bool(self.max_bytes or self.bpw or self.max_latency or self.max_drop)
+
+    @property
+    def latency_ms(self) -> float | None:
+        """The budget of time in milliseconds, None without one."""
+        match = re.fullmatch(_TIME, self.max_latency)
+        return float(match[1]) * {"ms": 1.0, "s": 1e3, "us": 1e-3}[match[2]] if match else None
+
+    @property
+    def request_shape(self) -> tuple[int, int]:
+        """(texts, tokens of each) of the request that `max_latency` is about."""
+        batch, tokens = self.request.split("x")
+        return int(batch), int(tokens)
 
 
 class SensitivityRecipe(_Settings):

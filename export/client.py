@@ -86,6 +86,13 @@ class RuntimeProcess(Child):
         found: list[dict[str, Any]] = self.ask("probe", {})
         return found
 
+    def timed(self, path: Path, axes: Mapping[str, int], least: int, seconds: float) -> list[float]:
+        """Seconds of each run of a file on inputs that the runtime invents: `least` at least, as many as `seconds`
+        hold. axes: sizes of its named axes."""
+        told = {"path": str(path.resolve()), "axes": dict(axes), "least": least, "seconds": seconds}
+        found: list[float] = self.ask("timed", told)
+        return found
+
     def answer(self, asked: Any, n: int) -> dict[str, Any] | None:
         """{"ids" or "text", "client"}: what the client of its users says to messages, a prompt, a text or a sound; None
         where there is none."""

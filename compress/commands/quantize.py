@@ -13,6 +13,7 @@ EXAMPLES = _run.epilog(
     "compress quantize ./my-model --data reviews.csv --text-column body",
     "compress quantize org/name --bits 3 --group-size 64 --out small",
     "compress quantize ./my-model --max-bytes 90MB     # bits layer by layer, within a budget",
+    "compress quantize ./my-bert --max-latency 8ms --to onnx      # of a text of 128 tokens in onnxruntime, here",
     "compress quantize ./my-model --plan plan.json     # a plan of another run, edited",
     "compress quantize ./my-model --bits 8 --embeddings int8 --json > record.json",
     "compress quantize ./my-bert --bits 8 --activations static --data rows.csv   # W8A8 for fixed int8 kernels",
@@ -50,6 +51,10 @@ def command(
         None, help="Budget of the weight files, like 90MB: bits are chosen layer by layer, by what they cost."
     ),
     bpw: float | None = typer.Option(None, help="The same as bits of the file for each weight of the model."),
+    max_latency: str | None = typer.Option(
+        None, help="Budget of time a request, like 8ms, in onnxruntime on this machine: encoders, with --to onnx."
+    ),
+    request: str | None = typer.Option(None, help="What --max-latency is about: texts x tokens [default: 1x128]."),
     max_drop: str | None = typer.Option(
         None,
         help="The task's figure (or perplexity) may be so much worse, like 1%: the smallest file that is shown to be.",
@@ -131,8 +136,10 @@ def command(
             failures: list[Exception] = []
             if made.to:
                 from compress.pipeline.export import and_exports
+                from compress.pipeline.timed import with_latency
 
                 record, failures = and_exports(record, made, hooks)
+                record = with_latency(record, made, hooks)
         _run.show(record, output)
         if failures:
             raise failures[0]

@@ -2,12 +2,12 @@
 
 A line is written only after the files that it speaks of are on disk (fsync, rename). A torn last line, the trace of
 a kill in the middle of a write, is dropped. Another run's journal is refused by the name of the setting that differs.
-Kinds of lines, in this order: `start` (the fingerprint), `outside`, `damage` (of mixed plans), `banked` and `scored`
-or `swapped` (a profile, block by block), `stable` and `planned` (within a budget), `block` for each block,
-`measured`, `settled` (what a training run has tried out), `writing` (the files about to be written beside `compress/`),
-`answered` for each model that wrote answers, `finished`. Starting over (`--overwrite`) replaces the journal by one
-`cleared` line that names what is to be deleted, so a kill in the
-middle of deleting is finished too.
+Kinds of lines, in this order: `start` (the fingerprint), `outside`, `damage` (of mixed plans), `timed` (what operators
+take), `banked` and `scored` or `swapped` (a profile, block by block), `judged` (plans on text), `stable` and `planned`
+(within a budget), `block` for each block, `measured`, `void` (a plan that lost too much, whose lines count no longer),
+`settled` (what a training run has tried out), `writing` (the files about to be written beside `compress/`), `answered`
+for each model that wrote answers, `finished`. Starting over (`--overwrite`) replaces the journal by one `cleared` line
+that names what is to be deleted, so a kill in the middle of deleting is finished too.
 """
 
 from __future__ import annotations
@@ -119,6 +119,16 @@ class Journal:
         """The newest line of one kind that counts."""
         found = self.of(kind)
         return found[-1] if found else None
+
+    def abandon(self) -> None:
+        """Delete what this run has written, and the folder where nothing else is in it: it cannot be done as asked, and
+        another may begin in its place."""
+        self._replace([{"kind": "cleared", "files": _files_of(self.out, self.lines)}])
+        _clear(self.out, self.lines[0]["files"])
+        (self.out / JOURNAL).unlink()
+        for folder in (self.out / WORK, self.out / JOURNAL.parent, self.out):
+            with suppress(OSError):
+                folder.rmdir()
 
     def close(self) -> None:
         """Let go of the folder. May be called again."""

@@ -14,7 +14,7 @@ from compress.core.journal import WORK as PLACE
 from compress.core.journal import Journal
 from compress.core.numerics.paired import Pair
 from compress.core.types import LayerPlan, LayerRef, Measurement, Scheme, Sensitivity, torch_dtype
-from compress.pipeline import allowed, judge
+from compress.pipeline import allowed, judge, timed
 from compress.pipeline.allowed import Certificate
 from compress.pipeline.halves import steadiness
 from compress.pipeline.hooks import Hooks
@@ -23,7 +23,7 @@ from compress.pipeline.planning import Judged, Planning, as_planned, treated
 from compress.pipeline.prepare import Prepared, rules_of
 from compress.pipeline.profiling import Chosen, listed
 from compress.pipeline.store import Store
-from compress.plan import budget, profile
+from compress.plan import budget, latency, profile
 from compress.plan.budget import Planned
 from compress.plan.candidates import candidates
 from compress.plan.uniform import all_layers
@@ -41,8 +41,8 @@ def suffix(recipe: Recipe) -> str:
     """What the folder of such a run is called after the model."""
     if recipe.has_budget:
         size = recipe.max_bytes.lower() or (f"{recipe.bpw:g}bpw" if recipe.bpw else "")
-        drop = f"drop{recipe.max_drop}" if recipe.max_drop else ""
-        return "-".join(part for part in (size, drop.replace("%", "pc").replace(" ", "")) if part)
+        drop = f"drop{recipe.max_drop}".replace("%", "pc") if recipe.max_drop else ""
+        return "-".join(part.replace(" ", "") for part in (size, recipe.max_latency, drop) if part)
     return recipe.scheme or f"{recipe.bits}bit"
 
 
@@ -53,8 +53,8 @@ def limit_of(ready: Prepared) -> float:
     return math.inf if ready.recipe.bpw is None else int(ready.recipe.bpw * ready.checkpoint.parameters / 8)
 
 
-def limits_of(ready: Prepared, chosen: Chosen) -> list[budget.Limit]:
-    """What sums over the model may be."""
+def limits_of(ready: Prepared, chosen: Chosen, table: latency.Table | None = None) -> list[budget.Limit]:
+    """What sums over the model may be. table: of times, once they are known."""
     fixed, kept = _fixed_bytes(ready, chosen), torch_dtype(ready.dtype).itemsize
 
     def size(layers: Sequence[LayerRef], plan: LayerPlan) -> float:
@@ -62,7 +62,10 @@ def limits_of(ready: Prepared, chosen: Chosen) -> list[budget.Limit]:
             return sum(math.prod(layer.shape) * kept for layer in layers)
         return sum(FORMAT.stored_bytes(layer, plan.scheme) for layer in layers)
 
-    return [budget.Limit(budget.BYTES, limit_of(ready), fixed, size)]
+    found = [budget.Limit(budget.BYTES, limit_of(ready), fixed, size)]
+    if table is not None and ready.recipe.latency_ms is not None:
+        found.append(latency.limit(table, ready.structure, ready.recipe.latency_ms))
+    return found
 
 
 def check(ready: Prepared) -> None:
@@ -96,6 +99,19 @@ def within_budget(ready: Prepared, out: Path, journal: Journal, hooks: Hooks) ->
     return as_planned(ready, chosen, turn["layers"], turn["totals"])
 
 
+def _checked(ready: Prepared, table: latency.Table, chosen: Chosen, journal: Journal) -> Chosen:
+    """What may be chosen, with times known. Raises BudgetError where no plan is as fast as that, RecipeError where none
+    is needed; nothing is left of the run then."""
+    try:
+        worth = timed.worth(ready, table, chosen)
+        budget.check(limits_of(ready, worth, table), ready.structure, worth)
+    except (BudgetError, RecipeError):
+        journal.abandon()
+        raise
+    timed.keep(journal, table)
+    return worth
+
+
 def choices(ready: Prepared) -> Chosen:
     """What may be chosen for each layer, as far as the format holds it among the others."""
     structure = ready.structure
@@ -106,28 +122,33 @@ def choices(ready: Prepared) -> Chosen:
     uses = frozenset(
         (inside[name].container, p.scheme) for name, plans in found.items() if name in inside for p in plans
     )
-    kept: Chosen = {}
+    kept: Chosen = timed.with_fast(ready, found) if ready.recipe.max_latency else dict(found)
     for name, layer in inside.items():
         refused = [because for p in found[name] if (because := rules.refuses(layer, p.scheme, uses))]
         if refused:
             raise RecipeError(f"{layer.name} cannot be chosen for: {refused[0]}; leave out the budget")
-        kept[name] = found[name]
+    made = {name: kept[name] for name in inside}
     table = structure.embedding
     if table is not None and ready.plan.layers[table.name].scheme.kind != "dense" and ready.recipe.embeddings == "auto":
         stays = Scheme("dense", torch_dtype(ready.dtype).itemsize * 8, -1, True, ready.dtype)
-        kept[table.name] = (*found[table.name], LayerPlan(table.name, stays, "keep", "a candidate"))
-    return kept
+        made[table.name] = (*found[table.name], LayerPlan(table.name, stays, "keep", "a candidate"))
+    return made
 
 
 def _planned(ready: Prepared, chosen: Chosen, out: Path, journal: Journal, hooks: Hooks) -> dict[str, Any]:
     """The journal's line: the plans to be tried, the frontier, and what single changes of the first plan would do."""
+    table = timed.known(journal)
+    if table is None and ready.recipe.max_latency:
+        table = timed.measured(ready, chosen, out / PLACE, hooks)
+    if table is not None:
+        chosen = _checked(ready, table, chosen, journal)
     store = Store(ready.checkpoint, ready.plan, out, torch_dtype(ready.dtype))
     store.work = out / PLACE / WORK
     store.work.mkdir(parents=True, exist_ok=True)
     outside = Outside(ready.checkpoint, ready.structure, ready.plan, store)
     outside.compress(store.block_path(-1))
     outside.load_small(store.block_path(-1))
-    planning = Planning(ready, chosen, limits_of(ready, chosen), store, outside, journal, hooks.report)
+    planning = Planning(ready, chosen, limits_of(ready, chosen, table), store, outside, journal, hooks.report)
     found, said = planning.profile()
     mark = journal.lines[0]["fingerprint"]
     profile.write(out / profile.PLACE, profile.Profile(said["unit"], tuple(found), mark))
@@ -232,11 +253,14 @@ def outcome(ready: Prepared, journal: Journal, measured: Sequence[Measurement], 
     if line is None:
         return []
     limit, turn = limit_of(ready), line["tries"][len(journal.of("void"))]
+    table = timed.known(journal)
     if size > limit:
         raise BudgetError(f"the weights take {size:,} bytes, {size - limit:,.0f} more than the budget; allow that much")
     unit = profile.read(journal.out / profile.PLACE).unit
     kl = next((m for m in measured if m.name == "kl"), None)
     said = [f"Budget {limit:,.0f} bytes: {size:,} used." if math.isfinite(limit) else f"{size:,} bytes."]
+    if table is not None:
+        said[0] += f" {timed.expected(table, ready.recipe, turn['totals'][budget.MS])}."
     said[0] += f" {_expected(turn, unit)}"
     said[0] += f"; measured on held-out text {kl.median:.3g}" if kl is not None else ""
     if ready.recipe.max_drop:

@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.core.blocks import read_weight, write_weight
 from compress.core.checkpoint import empty, fill_tied
 from compress.core.device import release_memory
 from compress.core.numerics.affine import dequantize
-from compress.core.types import BlockRef, LayerRef
+from compress.core.types import ActScheme, BlockRef, LayerRef
+from compress.pipeline.acting import rounding
 from compress.pipeline.bank import Bank
 from compress.pipeline.outside import Outside
 from compress.pipeline.prepare import Prepared
@@ -29,7 +30,7 @@ from compress.pipeline.stream import Report, old_objects_left_alone
 ROOM = 1 << 30
 
 Picks = Mapping[str, str]
-"""Layer -> scheme of the bank; a layer that is not named keeps the original's weight."""
+"""Layer -> its treatment, codes of the bank and how inputs are rounded; one that is not named is as in the original."""
 
 See = Callable[[int, int, Trace, Any], None]
 """(plan, number of the text, its trace, the model's output); of every text the original comes first, plan -1."""
@@ -76,8 +77,9 @@ class Draws:
                         picks = plans[group.members[0]]
                         use(picks)
                         put(picks)
-                        for trace in group.traces:
-                            replay.advance(trace, block.index)
+                        with _rounding(checkpoint.model, block, picks):
+                            for trace in group.traces:
+                                replay.advance(trace, block.index)
                 empty(checkpoint.model.get_submodule(block.name))
                 release_memory()
             groups = self._parted(groups, plans, self._end_names())
@@ -116,7 +118,7 @@ class Draws:
 
         def put(picks: Picks) -> None:
             for layer in asked:
-                scheme = picks.get(layer.name)
+                scheme = _scheme(picks.get(layer.name))
                 if scheme != there[layer.name]:
                     weight = kept[layer.name] if scheme is None else dequantize(codes[layer.name, scheme])
                     write_weight(layer, model.get_parameter(layer.param), weight)
@@ -135,7 +137,7 @@ class Draws:
 
         def use(picks: Picks) -> None:
             for layer in ends:
-                scheme = picks.get(layer.name)
+                scheme = _scheme(picks.get(layer.name))
                 if scheme is not None and (layer.name, scheme) not in decoded:
                     decoded[layer.name, scheme] = dequantize(codes[layer.name, scheme])
                 tensor = kept[layer.name] if scheme is None else decoded[layer.name, scheme]
@@ -144,6 +146,27 @@ class Draws:
 
         yield use
         use({})
+
+
+def _scheme(treatment: str | None) -> str | None:
+    return None if treatment is None else treatment.partition(" ")[0]
+
+
+@contextmanager
+def _rounding(model: nn.Module, block: BlockRef, picks: Picks) -> Iterator[None]:
+    """Inside, layers whose treatment says so round their inputs, each text by itself."""
+    handles = []
+    for layer in block.layers:
+        scheme = picks.get(layer.name, "").partition(" ")[2]
+        if scheme:
+            module = model.get_submodule(layer.param.rpartition(".")[0])
+            hook = rounding(layer.name, ActScheme.parse(scheme), None)
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _ends_of(ready: Prepared) -> list[LayerRef]:

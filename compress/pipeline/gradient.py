@@ -13,7 +13,7 @@ activations of all texts once, with their gradients. What goes into each block w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,10 +25,11 @@ from compress.core.checkpoint import Checkpoint, empty
 from compress.core.device import release_memory
 from compress.core.errors import ModelError
 from compress.core.numerics.affine import dequantize
-from compress.core.types import BlockRef, LayerRef, Structure
+from compress.core.types import BlockRef, LayerPlan, LayerRef, Structure
 from compress.pipeline.bank import Bank
 from compress.pipeline.outside import Outside
 from compress.pipeline.replay import Replay, Trace
+from compress.pipeline.rounding import Asked, asked_of, moved, watching
 
 Dots = dict[tuple[str, str], list[float]]
 """(layer, scheme) -> (gradient of the log-likelihood) . (change of the weight), of each text."""
@@ -40,9 +41,13 @@ Likelihood = Callable[[int, Trace, Any], Tensor]
 class Backward:
     """The pass backward. `upstream` holds for each text the gradient at the newest output of each stack."""
 
-    def __init__(self, checkpoint: Checkpoint, structure: Structure, outside: Outside, bank: Bank) -> None:
-        """bank: of all layers that are asked about."""
+    def __init__(
+        self, checkpoint: Checkpoint, structure: Structure, outside: Outside, bank: Bank,
+        chosen: Mapping[str, Sequence[LayerPlan]] | None = None,
+    ) -> None:  # fmt: skip
+        """bank: of all layers that are asked about. chosen: how they may be treated; only who rounds inputs counts."""
         self.checkpoint, self.structure, self.outside, self.bank = checkpoint, structure, outside, bank
+        self.chosen = chosen or {}
         self.upstream: list[dict[str, Tensor]] = []
 
     def ends(self, replay: Replay, traces: Sequence[Trace], likelihood: Likelihood) -> Dots:
@@ -78,25 +83,34 @@ class Backward:
         with self.outside.installed("original", vocabulary=first):
             table = self._changes(-1, [e for e in [self._embedding()] if e is not None]) if first else {}
             changes = self._changes(block.index, layers)
-            with _differentiable(model, layers) as parameters, _looked_up(model, bool(table)) as looked:
+            asked = asked_of(self.chosen, layers)
+            coded = self._coded(asked, changes)
+            with (
+                _differentiable(model, layers) as parameters,
+                _looked_up(model, bool(table)) as looked,
+                watching(model, asked) as seen,
+            ):
                 for number, trace in enumerate(traces):
                     gradient = self.upstream[number].pop(block.stack, None)
                     if gradient is None:  # nothing that follows reads this stack
                         continue
                     looked.clear()
+                    seen.calls.clear()
                     output, leaves = replay.graph(trace, block.index)
                     if first:
                         leaves.pop(block.stack, None)  # not read: its input comes from the embedding
-                    wanted = [*leaves.values(), *parameters, *(words for _, words in looked)]
+                    before = [*leaves.values(), *parameters, *(words for _, words in looked)]
+                    wanted = [*before, *seen.outputs]
                     found = torch.autograd.grad(output, wanted, gradient, allow_unused=True)
                     self._pass_on(number, _known(leaves, found))
                     place = (number, len(traces))
                     of_layers = dict(zip(_params(layers), found[len(leaves) :], strict=False))
                     for layer in layers:
                         _count(dots, place, layer, of_layers[layer.param], changes)
-                    of_words = found[len(leaves) + len(parameters) :]
+                    of_words = found[len(leaves) + len(parameters) : len(before)]
                     for (ids, _), words in zip(looked, of_words, strict=True):
                         _count_words(dots, place, ids, words, table)
+                    _count_rounded(dots, place, asked, moved(asked, seen, found[len(before) :], coded))
         empty(model.get_submodule(block.name))
         release_memory()
         return dots
@@ -121,6 +135,14 @@ class Backward:
             mine = {scheme: q for (name, scheme), q in codes.items() if name == layer.name}
             found[layer.name] = {scheme: dequantize(q) - weight for scheme, q in mine.items()}
         return found
+
+    def _coded(self, asked: Sequence[Asked], changes: Changes) -> dict[tuple[str, str], Tensor]:
+        """(layer, scheme) -> the weight (O, I) that the codes stand for."""
+        weights = {
+            one.layer.name: read_weight(one.layer, self.checkpoint.model.get_parameter(one.layer.param))
+            for one in asked
+        }
+        return {(o.layer.name, o.scheme): weights[o.layer.name] + changes[o.layer.name][o.scheme] for o in asked}
 
     def _pass_on(self, number: int, gradients: dict[str, Tensor]) -> None:
         for stack, gradient in gradients.items():
@@ -148,6 +170,13 @@ def _count_words(dots: Dots, place: Place, ids: Tensor, gradient: Tensor | None,
     for name, by_scheme in changes.items():
         for scheme, change in by_scheme.items():
             _put(dots, place, (name, scheme), float((change[ids] * gradient).sum()))
+
+
+def _count_rounded(dots: Dots, place: Place, asked: Sequence[Asked], found: dict[tuple[str, str], float]) -> None:
+    """Add what rounding inputs does to what the codes do, which has been counted."""
+    for one in asked:
+        codes = dots.get((one.layer.name, one.scheme), [0.0] * place[1])[place[0]]
+        _put(dots, place, (one.layer.name, one.treatment), codes + found[one.layer.name, one.treatment])
 
 
 def _put(dots: Dots, place: Place, key: tuple[str, str], value: float) -> None:

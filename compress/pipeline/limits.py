@@ -11,6 +11,8 @@ from compress.core.errors import MissingRuntimeError, RecipeError
 from compress.core.opening import Opened
 from compress.core.registry import load
 from compress.core.types import FormatCaps, LayerRef, Plan, Scheme, Structure
+from compress.pipeline.inputs import longest_sequence
+from compress.pipeline.judge import reads_only
 from compress.plan.uniform import Refuses, Uses, to_json
 from compress.recipe import Recipe
 from export import environments
@@ -82,6 +84,23 @@ def opens_one_scheme(checkpoint: Checkpoint, structure: Structure, recipe: Recip
     if recipe.mixed:
         raise RecipeError(f"--mixed is not possible for {structure.architecture}: {EARLY}; use --uniform")
     return f"one scheme for all layers, none of 8 bits among those of {recipe.bits}: {EARLY}"
+
+
+def check_latency(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Before any work: raises RecipeError where no request of this model can be timed."""
+    if not recipe.max_latency:
+        return
+    asked = f"--max-latency {recipe.max_latency}"
+    if not reads_only(checkpoint.model):
+        raise RecipeError(
+            f"{asked} is for models that read whole texts and write none (classifiers, taggers, embedders), timed in "
+            f"onnxruntime; {type(checkpoint.model).__name__} is none: give --max-bytes or --bits"
+        )
+    if "onnx" not in formats_of(recipe):
+        raise RecipeError(f"{asked} is what an ONNX export takes in onnxruntime; add --to onnx")
+    longest = longest_sequence(checkpoint.config)
+    if recipe.request_shape[1] > longest:
+        raise RecipeError(f"--request {recipe.request}: the model reads {longest} tokens at most; give fewer")
 
 
 def cannot_stream(checkpoint: Checkpoint, structure: Structure, heard: bool) -> str | None:

@@ -15,9 +15,9 @@ from compress.core.checkpoint import Checkpoint, fill_tied
 from compress.core.device import trim_memory
 from compress.core.numerics.affine import dequantize
 from compress.core.safetensors_file import Pending, pending, read_header, read_tensor, write_file
-from compress.core.types import LayerPlan, LayerRef, LayerResult, Plan, QTensor, Structure, torch_dtype
+from compress.core.types import LayerResult, Plan, QTensor, Structure, torch_dtype
 from compress.pipeline.replay import without_vocabulary
-from compress.pipeline.solve import Job, solve
+from compress.pipeline.solve import Job, kept_row, solve
 from compress.pipeline.store import Store
 
 Which = Literal["original", "compressed"]
@@ -60,7 +60,8 @@ class Outside:
             else:
                 tensors[self.store.key(name)] = self._kept(name)
                 if layer is not None and plan is not None:
-                    results.append(self._kept_row(layer, plan))
+                    before = self.checkpoint.dtype_of(name).itemsize
+                    results.append(kept_row(layer, plan, before, self.store.dtype.itemsize))
         for name in self.checkpoint.buffers(without=tuple(f"{b.name}." for b in self.structure.blocks)):
             tensors[self.store.key(name)] = pending(read_tensor(self.checkpoint.entries[self.store.key(name)]))
         write_file(path, tensors)
@@ -69,15 +70,6 @@ class Outside:
     def _kept(self, name: str) -> Pending:
         shape = tuple(self.checkpoint.model.get_parameter(name).shape)
         return Pending(self.store.dtype, shape, lambda: self.checkpoint.load(name).to(self.store.dtype))
-
-    def _kept_row(self, layer: LayerRef, plan: LayerPlan) -> LayerResult:
-        count = layer.shape[0] * layer.shape[1]
-        before = self.checkpoint.dtype_of(layer.param).itemsize * count
-        after = self.store.dtype.itemsize * count
-        shape, scheme, none = layer.shape, plan.scheme.name, float("nan")
-        return LayerResult(
-            layer.name, layer.block, layer.role, shape, scheme, "keep", plan.reason, before, after, none, none, 0.0
-        )
 
     def load_small(self, path: Path) -> None:
         """Read everything but the vocabulary, original and compressed, once."""

@@ -27,6 +27,7 @@ from compress.pipeline.replay import Trace
 from compress.pipeline.store import Store
 from compress.pipeline.stream import Report
 from compress.plan import budget
+from compress.plan.activations import in_float
 from compress.plan.budget import Limit, Planned
 from compress.plan.variants import expected, variants
 
@@ -219,9 +220,9 @@ class Planning:
 
 
 def _picks(planned: Planned, chosen: Chosen) -> Picks:
-    """The codes that a plan takes from the bank."""
+    """What a plan does to layers that it does not keep."""
     plans = {name: planned.plan.layers[name] for name in chosen}
-    return {name: plan.scheme.name for name, plan in plans.items() if plan.scheme.kind != "dense"}
+    return {name: plan.treatment for name, plan in plans.items() if plan.scheme.kind != "dense"}
 
 
 def _mean(seen: Seen, counts: Sequence[int]) -> tuple[float, float, float]:
@@ -257,4 +258,6 @@ def as_planned(ready: Prepared, chosen: Chosen, rows: dict[str, list[str]], tota
         layers[name] = replace(next(p for p in chosen[name] if p.treatment == treatment), reason=reason)
     layers = budget.tied(layers, ready.structure)
     size, time = round(totals[budget.BYTES]), totals.get(budget.MS)
-    return replace(ready, plan=replace(ready.plan, layers=layers, predicted_bytes=size, predicted_ms=time))
+    floats = in_float(layers.values())
+    made = replace(ready.plan, layers=layers, predicted_bytes=size, predicted_ms=time, in_float=floats)
+    return replace(ready, plan=made)

@@ -68,6 +68,7 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     activation = choose_activation(recipe, structure, encoder)
     lines = edited.read(recipe.plan) if recipe.plan else {}
     mixed = not recipe.has_budget and not lines and is_mixed(recipe, structure, encoder, activation)
+    limits.check_latency(recipe, checkpoint)
     early = limits.opens_one_scheme(checkpoint, structure, recipe) if mixed or recipe.has_budget else None
     mixed = mixed and early is None
     plan = uniform.make_plan(
@@ -78,7 +79,7 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
         uniform.Wishes(activation, mixed or recipe.has_budget or edited.symmetric(lines), encoder),
     )
     if lines:
-        plan = edited.applied(plan, lines, structure, rules)
+        plan = edited.applied(plan, lines, structure, rules, dtype)
     limits.check_exports(recipe, opened, checkpoint, structure, plan)
     notes = [*opened.notes, *plan.notes, *([structure.generic] if structure.generic else [])]
     notes += [early] if early else []

@@ -56,7 +56,7 @@ class Profiling:
 
     def sensitivities(self, traces: Sequence[Trace], answers: Answers, metric: str) -> tuple[list[Sensitivity], Row]:
         """What each layer costs at each scheme, and the line that says in what unit and over how many answers."""
-        rows = self.forward(traces)
+        rows = self._by_treatment(self.forward(traces))
         if metric == "kl":
             self.swapped(traces, answers)
         else:
@@ -95,7 +95,7 @@ class Profiling:
     def backward(self, traces: Sequence[Trace], answers: Answers) -> None:
         """The dots of every layer and scheme with each text, into the journal."""
         ready, blocks = self.ready, self.ready.structure.blocks
-        walk = Backward(ready.checkpoint, ready.structure, self.outside, self.bank)
+        walk = Backward(ready.checkpoint, ready.structure, self.outside, self.bank, self.chosen)
         done = len(self.journal.of("scored"))
         if done:
             walk.upstream = self._upstream(done, len(traces))
@@ -137,11 +137,9 @@ class Profiling:
         found: list[Solved] = []
         for stack in gathered.inputs():
             stats = gathered.take(stack[0])
-            ways = max((len(self.chosen[layer.name]) for layer in stack), default=0)
-            for way in range(ways):
-                found += solve(
-                    self._job(la, self.chosen[la.name][way], stats) for la in stack if way < len(self.chosen[la.name])
-                )
+            coded = {layer.name: _codes(self.chosen[layer.name]) for layer in stack}
+            for way in range(max(map(len, coded.values()), default=0)):
+                found += solve(self._job(la, coded[la.name][way], stats) for la in stack if way < len(coded[la.name]))
             gathered.drop(stack[0])
         return found
 
@@ -154,6 +152,15 @@ class Profiling:
             for plan in self.chosen[layer.name]
             if plan.scheme.kind != "dense"  # kept as it is
             for item in solve([self._job(layer, plan, None)])
+        ]
+
+    def _by_treatment(self, rows: list[Row]) -> list[Row]:
+        """The rows of the bank, which are by scheme, one for each treatment that has those codes."""
+        return [
+            {**row, "scheme": plan.treatment}
+            for row in rows
+            for plan in self.chosen[row["layer"]]
+            if plan.scheme.name == row["scheme"]
         ]
 
     def _job(self, layer: LayerRef, plan: LayerPlan, stats: LayerStats | None) -> Job:
@@ -192,6 +199,11 @@ class Profiling:
             number, _, stack = name.partition(".")
             found[int(number)][stack] = read_tensor(entry)
         return found
+
+
+def _codes(plans: Sequence[LayerPlan]) -> list[LayerPlan]:
+    """Those of `plans` that differ in codes: the first of each scheme that has any."""
+    return list({plan.scheme: plan for plan in reversed(plans) if plan.scheme.kind != "dense"}.values())[::-1]
 
 
 def _summed(lines: list[Row]) -> Dots:

@@ -54,6 +54,13 @@ def solve(jobs: Iterable[Job]) -> list[Solved]:
     return [item for group in _stacks(list(jobs)) for item in _solve_stack(group)]
 
 
+def kept_row(layer: LayerRef, plan: LayerPlan, before: int, after: int) -> LayerResult:
+    """The row of a layer that is kept as it is; before, after: bytes of one weight."""
+    count, none = layer.shape[0] * layer.shape[1], float("nan")
+    sizes = (before * count, after * count, none, none, 0.0)
+    return LayerResult(layer.name, layer.block, layer.role, layer.shape, plan.scheme.name, "keep", plan.reason, *sizes)
+
+
 def _solve_stack(group: list[Job]) -> list[Solved]:
     started = time.perf_counter()
     plan = group[0].plan

@@ -69,8 +69,9 @@ class Store:
         write_weight(solved.layer, model.get_parameter(solved.layer.param), weight)
 
     def round_kept(self, block: BlockRef) -> None:
-        """Round the parameters of a block that are kept (norms, biases, routers) to the stored dtype, in memory."""
-        quantized = {layer.param for layer in block.layers}
+        """Round the parameters of a block that are kept (norms, biases, routers, layers that the plan keeps) to the
+        stored dtype, in memory."""
+        quantized = {layer.param for layer in block.layers if self.plan.layers[layer.name].scheme.kind != "dense"}
         for name, parameter in self.checkpoint.model.get_submodule(block.name).named_parameters():
             full = f"{block.prefix}{name}"
             if full not in quantized and full not in self.checkpoint.computed:

@@ -32,14 +32,14 @@ from compress.core.checkpoint import Checkpoint, empty
 from compress.core.device import release_memory, trim_memory
 from compress.core.journal import Journal
 from compress.core.registry import load
-from compress.core.types import BlockRef, BlockResult, LayerPlan, LayerResult, Plan, Structure
+from compress.core.types import BlockRef, BlockResult, LayerPlan, LayerRef, LayerResult, Plan, Structure
 from compress.pipeline.acting import Acting
 from compress.pipeline.collect import Collecting, MakeCollector, collecting
 from compress.pipeline.finished import Finished
 from compress.pipeline.outside import Outside
 from compress.pipeline.replay import Replay, Trace, text_mask
 from compress.pipeline.smooth import Smoother
-from compress.pipeline.solve import Job, Solved, solve
+from compress.pipeline.solve import Job, Solved, kept_row, solve
 from compress.pipeline.store import Store
 from compress.pipeline.writers import Drift, Writers
 
@@ -155,10 +155,16 @@ class Stream:
         if streams.all:
             self.store.write_state(block, streams.all)
         result = BlockResult(block.index, block.name, error, cosine, time.perf_counter() - started)
-        layers = [asdict(s.result) | {"smoothed": s.result.layer in smoothed} for s in solved]
+        rows = {item.layer.name: item.result for item in solved}
+        results = [rows.get(layer.name) or self._kept(layer) for layer in block.layers]
+        layers = [asdict(row) | {"smoothed": row.layer in smoothed} for row in results]
         self.journal.append("block", block=block.index, layers=layers, result=asdict(result))
         self._forget(block)
         release_memory()
+
+    def _kept(self, layer: LayerRef) -> LayerResult:
+        before = self.checkpoint.dtype_of(layer.param).itemsize
+        return kept_row(layer, self.plan.layers[layer.name], before, self.store.dtype.itemsize)
 
     def _forget(self, block: BlockRef) -> None:
         """The state before this block is needed no longer, unless it is the end of a stack."""
@@ -209,6 +215,7 @@ class Stream:
                     self.store.dtype.itemsize * 8,
                 )
                 for layer in stack
+                if self.plan.layers[layer.name].scheme.kind != "dense"
             ]
             solved += solve(jobs)
             if gathered is not None:

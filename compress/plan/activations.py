@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from compress.core.errors import RecipeError
-from compress.core.types import ActScheme, LayerRef, Structure
+from compress.core.types import ActScheme, LayerPlan, LayerRef, Structure
 from compress.recipe import Recipe
 
 IN_FLOAT = {
@@ -45,6 +47,11 @@ def choose_activation(recipe: Recipe, structure: Structure, encoder: bool) -> Ac
             "loading and rounds no inputs then; use --activations none"
         )
     return _scheme(recipe, wanted)
+
+
+def in_float(plans: Iterable[LayerPlan]) -> dict[str, str]:
+    """What stays in float -> why, where any layer rounds its inputs."""
+    return dict(IN_FLOAT) if any(plan.activation for plan in plans) else {}
 
 
 def _scheme(recipe: Recipe, wanted: str) -> ActScheme:

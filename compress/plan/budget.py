@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from compress.core.errors import BudgetError
-from compress.core.types import LayerPlan, LayerRef, Plan, Sensitivity, Structure
+from compress.core.types import DTYPE_BITS, LayerPlan, LayerRef, Plan, Sensitivity, Structure
 from compress.plan.knapsack import Choice, Item, least, solve
 from compress.plan.mixed import groups_of
 
@@ -130,7 +130,7 @@ def _items(
     found: list[list[Choice]] = []
     for layers in groups(structure, chosen):
         found.append([])
-        for plan in _common(layers, chosen):
+        for plan in common(layers, chosen):
             kept = plan.scheme.kind == "dense" or costs is None
             loss = 0.0 if kept or costs is None else sum(costs[la.name, plan.treatment].value for la in layers)
             found[-1].append(Choice(plan.treatment, loss, {one.name: float(one.of(layers, plan)) for one in limits}))
@@ -162,7 +162,7 @@ def range_of(
     low = size.fixed + least(items, BYTES)
     for one in others:
         low = max(low, _nearest(one, size, items))
-    coded = [[c for c in item if not c.name.startswith("dense")] or item for item in items]
+    coded = [[choice for choice in item if choice.name not in DTYPE_BITS] or item for item in items]
     high = size.fixed + sum(max(choice.costs[BYTES] for choice in item) for item in coded)
     return low, max(low, min(high, size.limit))
 
@@ -204,7 +204,7 @@ def changed(before: Planned, after: Planned) -> str:
     return f"{', '.join(layers)}: {after.plan.layers[layers[0]].treatment}" if layers else ""
 
 
-def _common(layers: Sequence[LayerRef], chosen: Mapping[str, Sequence[LayerPlan]]) -> list[LayerPlan]:
+def common(layers: Sequence[LayerRef], chosen: Mapping[str, Sequence[LayerPlan]]) -> list[LayerPlan]:
     """The plans whose treatment every one of `layers` may have, in order."""
     first, *others = (chosen[layer.name] for layer in layers)
     return [plan for plan in first if all(plan.treatment in {p.treatment for p in other} for other in others)]
@@ -213,6 +213,8 @@ def _common(layers: Sequence[LayerRef], chosen: Mapping[str, Sequence[LayerPlan]
 def _reason(item: Sequence[Choice], number: int, limits: Sequence[Limit]) -> str:
     """Why this choice: what it loses, and what the next one up would save, for how much of the first limit."""
     here = item[number]
+    if here.name in DTYPE_BITS:
+        return "kept as it is: the budget has room for it"
     said = f"loses {here.loss:.2g}"
     of = next((one.name for one in limits if math.isfinite(one.limit)), limits[0].name)
     larger = [choice for choice in item if choice.costs[of] > here.costs[of] and choice.loss < here.loss]

@@ -12,6 +12,7 @@ from typing import Any
 from compress.core.errors import InputError, RecipeError
 from compress.core.registry import load
 from compress.core.types import ActScheme, LayerPlan, LayerRef, Plan, Scheme, Structure
+from compress.plan.activations import in_float
 from compress.plan.mixed import groups_of
 from compress.plan.uniform import Rules, all_layers, predicted_bytes
 
@@ -46,21 +47,21 @@ def symmetric(lines: Lines) -> bool:
     return bool(sum(named) * 2 > len(named))
 
 
-def applied(plan: Plan, lines: Lines, structure: Structure, rules: Rules) -> Plan:
-    """`plan` with what `lines` say of layers; those that are not named stay as planned.
+def applied(plan: Plan, lines: Lines, structure: Structure, rules: Rules, dtype: str = "bfloat16") -> Plan:
+    """`plan` with what `lines` say of layers; those that are not named stay as planned. dtype: of kept ones.
 
     Raises RecipeError for a layer that is not there, a scheme or method that does not exist or that the format cannot
     hold, and fused layers that differ.
     """
     layers = {layer.name: layer for layer in all_layers(structure)}
-    plans = dict(plan.layers)
+    plans, dense = dict(plan.layers), Scheme.parse(dtype)
     for name, line in lines.items():
         if name not in layers:
             near = difflib.get_close_matches(name, layers, 1)
             meant = f"; is {near[0]} meant?" if near else ""
             raise RecipeError(f"the plan names {name}, and {structure.architecture} has no such layer{meant}")
         if layers[name].tied_to is None:
-            plans[name] = _line(layers[name], line, plan, rules)
+            plans[name] = _line(layers[name], line, plan, rules, dense)
     for layer in layers.values():
         if layer.tied_to is not None and (owner := _owner(layer, layers)) is not None and owner in plans:
             reason = str(lines.get(layer.name, {}).get("reason") or plans[layer.name].reason)
@@ -77,23 +78,22 @@ def applied(plan: Plan, lines: Lines, structure: Structure, rules: Rules) -> Pla
         because = rules.refuses(layer, plans[layer.name].scheme, uses)
         if because and plans[layer.name].packed and layer.name in lines:
             raise RecipeError(f"the plan gives {layer.name} {plans[layer.name].scheme.name}: {because}")
-    dense = next((p.scheme.name for p in plans.values() if p.scheme.kind == "dense"), "bfloat16")
-    return replace(plan, layers=plans, predicted_bytes=predicted_bytes(plans, structure, dense))
+    total = predicted_bytes(plans, structure, dtype)
+    return replace(plan, layers=plans, predicted_bytes=total, in_float=in_float(plans.values()))
 
 
 def _owner(layer: LayerRef, layers: Mapping[str, LayerRef]) -> str | None:
     return next((other.name for other in layers.values() if other.param == layer.tied_to and other is not layer), None)
 
 
-def _line(layer: LayerRef, line: Mapping[str, Any], plan: Plan, rules: Rules) -> LayerPlan:
+def _line(layer: LayerRef, line: Mapping[str, Any], plan: Plan, rules: Rules, dense: Scheme) -> LayerPlan:
     before = plan.layers[layer.name]
     scheme = Scheme.parse(line["scheme"])
     reason = str(line.get("reason") or "as the plan says")
-    if scheme.kind == "dense" and layer.block >= 0:
-        said = f"the plan keeps {layer.name} in {scheme.name}"
-        raise RecipeError(f"{said}; layers of blocks have codes: int8-row-sym loses least")
+    if scheme.kind == "dense" and layer.expert is not None:
+        raise RecipeError(f"the plan keeps {layer.name} in {scheme.name}; experts have codes: int8-row-sym loses least")
     if scheme.kind == "dense":
-        kept = before.scheme if before.scheme.kind == "dense" else scheme
+        kept = before.scheme if before.scheme.kind == "dense" else scheme if layer.block < 0 else dense
         return replace(before, scheme=kept, method="keep", reason=reason, options={}, packed=True, activation=None)
     if scheme.kind == "int":
         container = layer.container if layer.block >= 0 else "linear"

@@ -10,7 +10,7 @@ import torch
 
 from compress.core.errors import RecipeError
 from compress.core.types import ActScheme, FormatCaps, LayerPlan, LayerRef, Plan, Scheme, Structure
-from compress.plan.activations import IN_FLOAT, takes_int8
+from compress.plan.activations import in_float, takes_int8
 from compress.recipe import Recipe
 
 Uses = frozenset[tuple[str, Scheme]]
@@ -90,8 +90,7 @@ def make_plan(recipe: Recipe, structure: Structure, rules: Rules, dtype: str, wi
             plans[layer.name] = _beside(plans[layer.name], because)
     for because, names in refused.items():
         notes.append(f"{because}: {_few(names)} stored dense in {dtype}, codes kept in compress/ for other formats")
-    in_float = dict(IN_FLOAT) if any(plan.activation for plan in plans.values()) else {}
-    return Plan(plans, predicted_bytes(plans, structure, dtype), tuple(notes), in_float)
+    return Plan(plans, predicted_bytes(plans, structure, dtype), tuple(notes), in_float(plans.values()))
 
 
 def _body(

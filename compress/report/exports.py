@@ -16,6 +16,7 @@ NUMBERS = {
     "score": "score",
     "bytes": "size",
     "decode_tokens_per_s": "decode tok/s",
+    "latency_ms": "ms a request",
     "peak_rss_bytes": "memory",
 }
 """Columns of numbers; those that no row has anything for are left out."""
@@ -24,7 +25,7 @@ STACKED = (
     ("runtime_top1", "runtime_greedy"),
     ("score",),
     ("bytes", "peak_rss_bytes"),
-    ("decode_tokens_per_s",),
+    ("decode_tokens_per_s", "latency_ms"),
 )
 """The same where there is little room: one above the other."""
 

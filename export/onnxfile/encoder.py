@@ -63,11 +63,16 @@ def what(source: Source) -> Traced:
     return Traced({n: made[n] for n in names}, dict.fromkeys(names, axes), output_names(source))
 
 
+def called(model: nn.Module, asked: Traced) -> nn.Module:
+    """A module around `model` that gives the outputs of `asked` when it is called with its inputs."""
+    return _Called(model, asked.outputs)
+
+
 def write(source: Source, folder: Path, writer: Writer) -> dict[str, Any]:
     """The graph of the model, rewritten: {"model.onnx": ModelProto}. Nothing is written into `folder` here."""
     del folder
     asked = what(source)
     model = skeleton(source)
-    made = trace(model, _Called(model, asked.outputs), asked, writer.fused)
+    made = trace(model, called(model, asked), asked, writer.fused)
     rewrite(made, writer)
     return {"model.onnx": made}

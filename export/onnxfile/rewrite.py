@@ -88,7 +88,7 @@ def rewrite(made: Any, writer: Writer) -> None:
     for node in made.graph.node:
         if node.domain == DOMAIN:
             name = node.attribute[0].s.decode()
-            write = _embedding if node.op_type == EMBEDDING else _linear
+            write = _embedding if node.op_type == EMBEDDING else linear
             write(writer, name, node.input[0], node.output[0])
         else:
             writer.nodes.append(node)
@@ -160,7 +160,8 @@ def _embedding(writer: Writer, name: str, ids: str, out: str) -> None:
     writer.node("Mul", [found, writer.node("Gather", [scales, ids])], out=out)
 
 
-def _linear(writer: Writer, name: str, x: str, out: str) -> None:
+def linear(writer: Writer, name: str, x: str, out: str) -> None:
+    """Add the nodes that multiply `x` with the weight of the layer `name`, as `out`."""
     coded = None if writer.float_weights else coded_of(writer.source, name)
     if coded is None:
         _dense(writer, name, x, out)

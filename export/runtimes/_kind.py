@@ -67,7 +67,8 @@ class Runtime:
     clients, None when it has none. trusting: arguments besides, for models that bring code that is trusted. client:
     whether its sessions are asked by a client in their own process. environment: variables it runs with, server and
     session alike. refuses: config.json of an export -> why it does not open that one. probe: threads -> rows {what,
-    rows, seconds, plain_seconds}: how long its own operators take here, and float32's for the same.
+    rows, seconds, plain_seconds}: how long its own operators take here, and float32's for the same. timed: (file,
+    settings, sizes of axes, runs at least, seconds at least) -> seconds of each run on inputs that it invents.
     """
 
     open: Callable[[str, Mapping[str, Any]], Any]
@@ -83,5 +84,6 @@ class Runtime:
     environment: Mapping[str, str] = field(default_factory=dict)
     refuses: Callable[[Mapping[str, Any]], str | None] | None = None
     probe: Callable[[int], list[dict[str, Any]]] | None = None
+    timed: Callable[[str, Mapping[str, Any], Mapping[str, int], int, float], list[float]] | None = None
     extra: str = ""
     notes: tuple[str, ...] = ()

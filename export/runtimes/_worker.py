@@ -79,6 +79,11 @@ class Server:
         found: list[dict[str, Any]] = self.runtime.probe(self.settings_given["threads"])
         return found
 
+    def timed(self, path: str, axes: dict[str, int], least: int, seconds: float) -> list[float]:
+        """Seconds of each run of a file on inputs that the runtime invents."""
+        found: list[float] = self.runtime.timed(path, self.settings_given, axes, least, seconds)
+        return found
+
     def load(self, subject: str) -> dict[str, Any]:
         """Open an export."""
         begin = time.perf_counter()

@@ -9,6 +9,7 @@ Source: onnxruntime_session_options_config_keys.h; providers: its documentation 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from export.runtimes._kind import Arithmetic, Runtime
 from export.runtimes._rules import rules
 
 ENCODER, DECODER, WITH_PAST = "encoder_model", "decoder_model", "decoder_with_past_model"
+WARM = 2  # runs before any is timed
 
 
 class Session:
@@ -181,18 +183,52 @@ class Session:
         return self.graphs[name].run(None, told)
 
     def _open(self, name: str) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(self.settings.get("threads") or 0)
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        if not _has_vnni():
-            options.add_session_config_entry("session.x64quantprecision", "1")
         path = self.folder / f"{name}.onnx"
         if not path.is_file():  # a model repository
             path = self.folder / name / "1" / "model.onnx"
-        return onnxruntime.InferenceSession(str(path), options, providers=providers(self.settings))
+        return _session(path, self.settings)
+
+
+def _session(path: Path, settings: Mapping[str, Any]) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(settings.get("threads") or 0)
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if not _has_vnni():
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return onnxruntime.InferenceSession(str(path), options, providers=providers(settings))
+
+
+def timed(path: str, settings: Mapping[str, Any], axes: Mapping[str, int], least: int, seconds: float) -> list[float]:
+    """Seconds of each run of a graph on invented inputs, `least` of them at least and as many as `seconds` hold.
+
+    axes: sizes of named axes (others are 1), and `vocabulary`, how many ids there are.
+    """
+    session = _session(Path(path), settings)
+    given = {wanted.name: _invented(wanted, axes) for wanted in session.get_inputs()}
+    for _ in range(WARM):
+        session.run(None, given)
+    taken: list[float] = []
+    while len(taken) < least or sum(taken) < seconds:
+        begin = time.perf_counter()
+        session.run(None, given)
+        taken.append(time.perf_counter() - begin)
+    return taken
+
+
+def _invented(wanted: Any, axes: Mapping[str, int]) -> Any:
+    """Some input of the shape and type that a graph asks for; texts are as long as the axes say."""
+    import numpy as np
+
+    shape = [axes.get(axis, 1) if isinstance(axis, str) else axis or 1 for axis in wanted.shape]
+    draw = np.random.default_rng(0)
+    if "float" in wanted.type:
+        return draw.standard_normal(shape, dtype=np.float32)
+    if wanted.name == "input_ids":
+        return draw.integers(0, axes.get("vocabulary", 1), shape, dtype=np.int64)
+    return np.full(shape, wanted.name == "attention_mask", np.int64)
 
 
 def providers(settings: Mapping[str, Any]) -> list[Any]:
@@ -230,6 +266,7 @@ RUNTIME = Runtime(
     },
     distribution="onnxruntime",
     probe=_onnx_probe.probe,
+    timed=timed,
     extra="onnx",
     client=True,
     notes=("opens encoders and encoder-decoders; decoder-only language models are for onnxruntime-genai",),
