@@ -110,7 +110,7 @@ def _regret(
     cost = {(s.layer, s.scheme): float(v) for s, v in zip(found, whole, strict=True)}
 
     def loss(plan: Mapping[str, str]) -> float:
-        return sum(cost[layer, scheme] for layer, scheme in plan.items())
+        return sum(cost.get((layer, scheme), 0.0) for layer, scheme in plan.items())  # kept: nothing
 
     best = planned(whole)
     others = [planned(values) for values in halves]

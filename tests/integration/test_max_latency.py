@@ -167,7 +167,7 @@ def test_operators_are_timed_as_they_are_exported(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(timed, "Timing", lambda rounds=1: Timing(rounds, 3, 0.0))
     recipe = Recipe.build(model=str(model), out=str(tmp_path / "out"), max_latency="7ms", threads=1, **TEXT)
     ready = open_and_plan(recipe, Hooks())
-    chosen = budgeted._chosen(ready)
+    chosen = budgeted.choices(ready)
     found = timed.measured(ready, chosen, tmp_path / "work", Hooks())
     kinds = latency.kinds_of(ready.structure)
     assert found.alone.keys() == kinds.keys()
