@@ -51,7 +51,10 @@ def with_fast(ready: Prepared, found: Mapping[str, tuple[LayerPlan, ...]]) -> Ch
 
 
 def measured(ready: Prepared, chosen: Chosen, work: Path, hooks: Hooks) -> latency.Table:
-    """What a request takes, by kind and treatment of layers. work: a folder for files that are deleted again."""
+    """What a request takes, by kind and treatment of layers. work: a folder for files that are deleted again.
+
+    Memory and disk: as an export of the model in float32; on disk once more in each scheme, and all layers once more.
+    """
     place, recipe = work / WORK, ready.recipe
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)

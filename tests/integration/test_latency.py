@@ -185,6 +185,11 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: 
     for name in ("model.safetensors", "config.json", "compress/plan.json", "compress/profile.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert not (tmp_path / "cut" / "compress" / "work").exists()
+    monkeypatch.setattr(Journal, "append", append)
+    planned(model, tmp_path / "given", plan=str(tmp_path / "whole" / "compress" / "plan.json"))
+    assert treatments(tmp_path / "given") == treatments(tmp_path / "whole")
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("given", "whole")]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.usefixtures("same_times")
