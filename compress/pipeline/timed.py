@@ -51,11 +51,14 @@ def with_fast(ready: Prepared, found: Mapping[str, tuple[LayerPlan, ...]]) -> Ch
 
 
 def measured(ready: Prepared, chosen: Chosen, work: Path, hooks: Hooks) -> latency.Table:
-    """What a request takes, by kind and treatment of layers. work: a folder for files that are deleted again."""
+    """What a request takes, by kind and treatment of layers. work: a folder for files that are deleted again.
+
+    Memory and disk: as an export of the model in float32; on disk once more in each scheme, and all layers once more.
+    """
     place, recipe = work / WORK, ready.recipe
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    request = _request(ready)
+    request, loud = _request(ready), _loud(set_threads(recipe.threads))
     kinds = latency.kinds_of(ready.structure)
     ways = {kind: [p.treatment for p in common(groups[0], chosen)] for kind, groups in kinds.items()}
     treatments = list(dict.fromkeys(name for names in ways.values() for name in names))
@@ -82,7 +85,7 @@ def measured(ready: Prepared, chosen: Chosen, work: Path, hooks: Hooks) -> laten
                 files[f"{kind}|{name}"] = path
         found = timed(files, Timing())
         about = {"batch": request.batch, "tokens": request.tokens, "threads": process.threads, "runtime": RUNTIME}
-        about["version"] = process.version
+        about |= {"version": process.version, "loud": loud}
     shutil.rmtree(place)
     alone = {
         kind: {name: found[f"{kind}|{name}"] / len(groups) for name in ways[kind] if name in whole}
@@ -144,8 +147,16 @@ def expected(table: latency.Table, recipe: Recipe, ms: float) -> str:
     where = f"{table.about['runtime']} {table.about['version']}, threads: {table.about['threads']}"
     return (
         f"Budget {recipe.latency_ms:g} ms for {asked}: {ms:.3g} ms expected ({where}); "
-        f"nothing in codes takes {table.whole[table.dense]:.3g} ms"
+        f"nothing in codes takes {table.whole[table.dense]:.3g} ms{table.about.get('loud', '')}"
     )
+
+
+def _loud(threads: int) -> str:
+    """What is to be said where others work here, beside `threads` of this run."""
+    load, cores = load_average(), usable_cores()
+    if load is None or load <= threads + BUSY * cores:
+        return ""
+    return f"; the load average was {load} on {cores} cores: the machine was not quiet"
 
 
 def with_latency(record: RunRecord, recipe: Recipe, hooks: Hooks) -> RunRecord:
@@ -163,9 +174,7 @@ def with_latency(record: RunRecord, recipe: Recipe, hooks: Hooks) -> RunRecord:
     said += f" in onnxruntime where {ms:.3g} ms were expected ({median / ms - 1:+.1%})"
     assert recipe.latency_ms is not None
     said += f", which is over the budget of {recipe.latency_ms:g} ms" if median > recipe.latency_ms else ""
-    load = load_average()
-    if load is not None and load > BUSY * usable_cores():
-        said += f"; the load average was {load} on {usable_cores()} cores: this was not measured in quiet"
+    said += _loud(about["threads"])
     return replace(record, measurements=(*record.measurements, row), notes=(*record.notes, said))
 
 

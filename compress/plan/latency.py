@@ -22,6 +22,10 @@ LEAST = 0.25
 """What layers take of the whole beside `rest`, at least, as a share of what they took alone."""
 
 
+WORTH = 0.95
+"""Where time is all, codes are a choice if they take at most this much of what the layer takes as it is."""
+
+
 def kind_of(layers: Sequence[LayerRef]) -> str:
     """Layers that read one input by their sizes: `384 -> 384, 384, 384`. Kinds of one name take the same."""
     return f"{layers[0].shape[1]} -> {', '.join(str(layer.shape[0]) for layer in layers)}"
@@ -99,13 +103,13 @@ def limit(table: Table, structure: Structure, most: float) -> Limit:
 def useful(
     table: Table, structure: Structure, chosen: Mapping[str, Sequence[LayerPlan]], only: bool
 ) -> dict[str, tuple[LayerPlan, ...]]:
-    """`chosen` without what was not timed and, where time is the `only` budget, without codes that save none: who need
-    not be small is kept instead."""
+    """`chosen` without what was not timed and, where time is the `only` budget, without codes that save hardly any: who
+    need not be small is kept instead."""
     model = fitted(table, structure)
     found = {name: tuple(plans) for name, plans in chosen.items()}
     for layers in groups_of(structure).values():
         row = model.each[kind_of(layers)]
-        names = {name for name, ms in row.items() if not only or name == table.dense or ms < row[table.dense]}
+        names = {name for name, ms in row.items() if not only or name == table.dense or ms < WORTH * row[table.dense]}
         for layer in layers:
             found[layer.name] = tuple(plan for plan in chosen[layer.name] if plan.treatment in names)
     return found

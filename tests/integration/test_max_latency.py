@@ -11,19 +11,27 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
+import transformers
+from scipy.stats import spearmanr
 
 from compress.core.errors import BudgetError, CompressError, RecipeError
 from compress.core.journal import Journal
-from compress.core.types import RunRecord
+from compress.core.numerics.activation import fake_quantize
+from compress.core.numerics.affine import dequantize
+from compress.core.types import ActScheme, RunRecord, Scheme
 from compress.measure.operators import Timing
+from compress.methods import rtn
 from compress.pipeline import budgeted, timed
 from compress.pipeline.expected import VerifySettings
 from compress.pipeline.export import ExportSettings, export
 from compress.pipeline.hooks import Hooks
-from compress.pipeline.prepare import Prepared, open_and_plan
+from compress.pipeline.prepare import Prepared, make_streams, open_and_plan
 from compress.pipeline.profiling import Chosen
-from compress.plan import latency
+from compress.plan import latency, profile
 from compress.recipe import Recipe
+from compress.report import terminal
+from export.formats.compressed_tensors import FORMAT
 from export.onnxfile.trial import Drawn, write_alone
 from tests.rebuild import run
 from tests.tiny import save_tiny
@@ -68,7 +76,7 @@ def treatments(out: Path) -> dict[str, int]:
 
 
 @pytest.mark.usefixtures("same_times")
-def test_the_less_time_the_more_layers_are_int8(tmp_path: Path) -> None:
+def test_the_less_time_the_more_layers_are_int8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = save_tiny("bert-classifier", tmp_path / "bert-classifier")
     shares = []
     for ms in (8.5, 6.0):
@@ -89,6 +97,48 @@ def test_the_less_time_the_more_layers_are_int8(tmp_path: Path) -> None:
     graph = onnx.load_model(str(tmp_path / "6.0" / "exports" / "onnx" / "model.onnx")).graph
     assert sum(node.op_type == "MatMulIntegerToFloat" for node in graph.node) == shares[1]
     assert all(line["passed"] for line in exported.verified)
+    monkeypatch.setattr(timed, "Timing", lambda: Timing(3, 2, 0.0))
+    asked = Recipe.build(max_latency="0.0001ms", request="1x32", threads=1)
+    both = replace(record, measurements=(*record.measurements, *exported.measurements))
+    told = timed.with_latency(both, asked, Hooks())
+    row = told.measurements[-1]
+    assert (row.name, row.n, row.detail["expected_ms"]) == ("latency_ms", 6, record.plan["predicted_ms"])
+    assert 0 < row.low <= row.median <= row.high
+    assert f"onnx takes {row.median:.3g} ms [{row.low:.3g}, {row.high:.3g}] in onnxruntime where " in told.notes[-1]
+    assert "which is over the budget of 0.0001 ms" in told.notes[-1]
+    assert "ms a request" in terminal.text(told)
+
+
+@pytest.mark.usefixtures("same_times")
+def test_what_int8_inputs_cost_is_what_they_do(tmp_path: Path) -> None:
+    """Expected from one pass backward against the divergence measured, one layer at a time in plain transformers."""
+    model = save_tiny("bert-classifier", tmp_path / "bert-classifier")
+    settings = {**TEXT, "samples": 48, "method": "rtn"}
+    done = run(model.name, model, tmp_path / "out", **settings, max_latency="6ms", verify=False)
+    expected = {one.layer: one.value for one in profile.read(done.out / profile.PLACE).sensitivities}
+    ready = open_and_plan(done.recipe, Hooks())
+    texts = [trace.inputs for trace in make_streams(ready).calibration]
+    opened = transformers.AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32).eval()
+
+    @torch.no_grad()
+    def said() -> torch.Tensor:
+        return torch.cat([opened(**given).logits.double().log_softmax(-1) for given in texts])
+
+    before, measured, alone = said(), {}, {}
+    for name in expected:
+        layer = opened.get_submodule(name)
+        kept = layer.weight.data.clone()
+        q, _ = rtn.METHOD.quantize(kept, None, Scheme("int", 8, -1, True, *FORMAT.scale_grid(8)), rtn.Options())
+        layer.weight.data = dequantize(q)
+        alone[name] = float((before.exp() * (before - said())).sum(-1).mean())
+        hook = layer.register_forward_pre_hook(lambda _, args: (fake_quantize(args[0], ActScheme()), *args[1:]))
+        measured[name] = float((before.exp() * (before - said())).sum(-1).mean())
+        hook.remove()
+        layer.weight.data = kept
+    found, wanted = (np.array([one[name] for name in expected]) for one in (expected, measured))
+    assert 1 / 1.5 < found.sum() / wanted.sum() < 1.5
+    assert spearmanr(found, wanted)[0] > 0.85
+    assert sum(alone.values()) < 0.9 * wanted.sum()  # inputs are a quarter of it
 
 
 @pytest.mark.usefixtures("same_times")
@@ -135,6 +185,11 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: 
     for name in ("model.safetensors", "config.json", "compress/plan.json", "compress/profile.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert not (tmp_path / "cut" / "compress" / "work").exists()
+    monkeypatch.setattr(Journal, "append", append)
+    planned(model, tmp_path / "given", plan=str(tmp_path / "whole" / "compress" / "plan.json"))
+    assert treatments(tmp_path / "given") == treatments(tmp_path / "whole")
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("given", "whole")]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.usefixtures("same_times")
