@@ -115,7 +115,8 @@ def test_what_int8_inputs_cost_is_what_they_do(tmp_path: Path) -> None:
     model = save_tiny("bert-classifier", tmp_path / "bert-classifier")
     settings = {**TEXT, "samples": 48, "method": "rtn"}
     done = run(model.name, model, tmp_path / "out", **settings, max_latency="6ms", verify=False)
-    expected = {one.layer: one.value for one in profile.read(done.out / profile.PLACE).sensitivities}
+    found = profile.read(done.out / profile.PLACE).sensitivities
+    expected = {one.layer: one.value for one in found if ".layer." in one.layer}
     ready = open_and_plan(done.recipe, Hooks())
     texts = [trace.inputs for trace in make_streams(ready).calibration]
     opened = transformers.AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32).eval()
@@ -135,9 +136,9 @@ def test_what_int8_inputs_cost_is_what_they_do(tmp_path: Path) -> None:
         measured[name] = float((before.exp() * (before - said())).sum(-1).mean())
         hook.remove()
         layer.weight.data = kept
-    found, wanted = (np.array([one[name] for name in expected]) for one in (expected, measured))
-    assert 1 / 1.5 < found.sum() / wanted.sum() < 1.5
-    assert spearmanr(found, wanted)[0] > 0.85
+    asked, wanted = (np.array([one[name] for name in expected]) for one in (expected, measured))
+    assert 1 / 1.5 < asked.sum() / wanted.sum() < 1.5
+    assert spearmanr(asked, wanted)[0] > 0.85
     assert sum(alone.values()) < 0.9 * wanted.sum()  # inputs are a quarter of it
 
 
