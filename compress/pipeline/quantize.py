@@ -19,7 +19,7 @@ from compress.core.types import (
 )
 from compress.core.writing import WritingTask
 from compress.measure.size import bits_per_weight, weight_bytes
-from compress.pipeline import budgeted, finish, identity, inputs, judge
+from compress.pipeline import budgeted, finish, identity, inputs, judge, reparams
 from compress.pipeline.answered import with_answers
 from compress.pipeline.collect import MakeCollector
 from compress.pipeline.damage import Trials
@@ -96,7 +96,7 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
         make=collectors_of(ready.plan, chosen),
         drift=lambda rows, columns: drift(rows, columns, chosen),
         report=hooks.report,
-        smooth=ready.recipe.smooth,
+        reparams=reparams.reparams_of(ready, collectors_of(ready.plan, chosen)),
     )
     layers, blocks = stream.run(streams, outside)
     streams.calibration.clear()  # measuring needs the memory for two vocabularies
@@ -123,7 +123,7 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
         notes=(
             *budgeted.outcome(ready, journal, measurements, weight_bytes(out)),
             *ready.notes,
-            *_smoothed(ready.recipe, layers),
+            *reparams.sentences(ready.recipe, layers),
         ),
         environment=ready.environment,
         reproduce=finish.command_line(ready.recipe, out),
@@ -134,13 +134,6 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
         record = with_answers(record, ready.text, store, journal, hooks.report)
         stages.done("write answers")
     return replace(record, stages=stages.seconds)
-
-
-def _smoothed(recipe: Recipe, layers: list[LayerResult]) -> list[str]:
-    """How far SmoothQuant went, in a sentence."""
-    count = sum(layer.smoothed for layer in layers)
-    rest = "" if count == len(layers) else "; what the others read is used elsewhere too, or is no layer's own"
-    return [f"The inputs of {count} of {len(layers)} layers were smoothed{rest}"] if recipe.smooth else []
 
 
 def _with_plan(run: Run, store: Store, outside: Outside, make: MakeCollector, hooks: Hooks) -> Prepared:

@@ -36,9 +36,9 @@ from compress.core.types import BlockRef, BlockResult, LayerPlan, LayerResult, P
 from compress.pipeline.acting import Acting
 from compress.pipeline.collect import Collecting, MakeCollector, collecting
 from compress.pipeline.finished import Finished
+from compress.pipeline.folding import Reparam
 from compress.pipeline.outside import Outside
 from compress.pipeline.replay import Replay, Trace, text_mask
-from compress.pipeline.smooth import Smoother
 from compress.pipeline.solve import Job, Solved, solve
 from compress.pipeline.store import Store
 from compress.pipeline.writers import Drift, Writers
@@ -82,7 +82,7 @@ class Solving:
 class Stream:
     """Everything the loop works with. make, drift: make the collectors of one layer input, and of a writer's drift.
 
-    smooth: SmoothQuant's alpha, 0 for none.
+    reparams: what is done to each block's weights before they are solved.
     """
 
     checkpoint: Checkpoint
@@ -93,7 +93,7 @@ class Stream:
     make: MakeCollector
     drift: Callable[[int, int], Drift]
     report: Report
-    smooth: float = 0.0
+    reparams: tuple[Reparam, ...] = ()
 
     def run(self, streams: Streams, outside: Outside) -> tuple[list[LayerResult], list[BlockResult]]:
         """Compress every block that the journal does not have yet; the traces end at the last block's outputs."""
@@ -134,11 +134,12 @@ class Stream:
                 writers.original(self.checkpoint.model, partial(replay.advance, trace, block.index))
         finished = Finished(self.checkpoint.model, block, steps_of(block) if writers is not None else (block,))
         around = partial(outside.installed, "compressed", vocabulary=first)
-        smoothed: list[str] = []
-        if self.smooth:
+        changed: dict[str, list[str]] = {}
+        if self.reparams and streams.calibration:
             with around():
-                smoother = Smoother(self.checkpoint.model, block, self.smooth)
-                smoothed = smoother.smooth(replay, streams.calibration)
+                for reparam in self.reparams:
+                    for name in reparam.change(block, replay, streams.calibration):
+                        changed.setdefault(name, []).append(reparam.name)
         acting = Acting(self.checkpoint.model)
         solved = self._solve(Solving(block, streams.calibration, writers, finished, replay, acting, around))
         with around() if streams.calibration or streams.compressed else nullcontext():
@@ -155,7 +156,7 @@ class Stream:
         if streams.all:
             self.store.write_state(block, streams.all)
         result = BlockResult(block.index, block.name, error, cosine, time.perf_counter() - started)
-        layers = [asdict(s.result) | {"smoothed": s.result.layer in smoothed} for s in solved]
+        layers = [asdict(s.result) | {"reparams": ",".join(changed.get(s.result.layer, ()))} for s in solved]
         self.journal.append("block", block=block.index, layers=layers, result=asdict(result))
         self._forget(block)
         release_memory()
