@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from compress.core.types import LayerResult, torch_dtype
@@ -13,7 +14,12 @@ from compress.pipeline.rotate import Rotate
 from compress.pipeline.smooth import Smooth
 from compress.recipe import Recipe
 
-DONE = {"smooth": "smoothed", "awq": "scaled by AWQ", "rotate": "rotated"}
+DONE = {
+    "smooth": ("smoothed", "what the others read is used elsewhere too, or is no layer's own"),
+    "awq": ("scaled by AWQ", "for the others nothing was gained, or nothing could be folded away"),
+    "rotate": ("rotated", "only values of attention are, where they are a layer of their own"),
+}
+"""What was done, and why it was not done to more layers."""
 
 
 def reparams_of(ready: Prepared, make: MakeCollector) -> tuple[Reparam, ...]:
@@ -32,11 +38,11 @@ def reparams_of(ready: Prepared, make: MakeCollector) -> tuple[Reparam, ...]:
 def sentences(recipe: Recipe, layers: Iterable[LayerResult]) -> list[str]:
     """How far each went."""
     results = list(layers)
+    counts = Counter(name for result in results for name in result.reparams.split(",") if name)
     asked = [*recipe.reparams, *(["smooth"] if recipe.smooth else []), *(["awq"] if recipe.method == "awq" else [])]
     found = []
-    for name in dict.fromkeys(asked):
-        count = sum(name in result.reparams.split(",") for result in results)
-        rest = "" if count == len(results) else "; what the others read is used elsewhere too, or is no layer's own"
-        rest = "; for the others nothing was gained, or could be folded away" if rest and name == "awq" else rest
-        found.append(f"The inputs of {count} of {len(results)} layers were {DONE[name]}{rest}")
+    for name in dict.fromkeys([*asked, *counts]):
+        done, rest = DONE[name]
+        whole = counts[name] == len(results)
+        found.append(f"The inputs of {counts[name]} of {len(results)} layers were {done}{'' if whole else f'; {rest}'}")
     return found
