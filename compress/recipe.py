@@ -14,6 +14,7 @@ from compress.core.types import BITS, NAMED
 DEMO = "demo"
 EVAL_DOCUMENTS, EVAL_ROWS = 16, 500  # held out for measuring: documents of text, labelled rows
 REPARAMS = ("awq", "rotate")
+PROOF_DOCUMENTS = 48  # of text, where a bound is to be shown
 EVAL_WRITTEN = 100  # the same of rows whose answers are written
 
 
@@ -90,6 +91,9 @@ class Recipe(_Settings):
     bpw: float | None = Field(
         None, gt=0, le=32, description="the same as bits of the file for each weight of the original"
     )
+    max_drop: str = Field(
+        "", description="the task's figure may be so much lower, 1%: the smallest file for which that can be shown"
+    )
     plan: str = Field("", description="plan.json whose layers' schemes, methods and options are taken")
     method: str = Field("gptq", description="how codes are solved")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the method")
@@ -154,7 +158,8 @@ class Recipe(_Settings):
             raise ValueError(f"--plan {self.plan} says what each layer gets; leave out budgets, --scheme and --mixed")
         if self.max_bytes and self.bpw:
             raise ValueError(f"--max-bytes {self.max_bytes} and --bpw {self.bpw} are one budget said twice; give one")
-        budget = f"--max-bytes {self.max_bytes}" if self.max_bytes else f"--bpw {self.bpw}" if self.bpw else ""
+        given = {"max-bytes": self.max_bytes, "bpw": self.bpw, "max-drop": self.max_drop}
+        budget = " ".join(f"--{name} {value}" for name, value in given.items() if value)
         if budget and (self.scheme or shown):
             flag = "scheme" if self.scheme else shown[0].replace("_", "-")
             raise ValueError(f"{budget} chooses bits layer by layer; leave out --{flag}")
@@ -176,8 +181,8 @@ class Recipe(_Settings):
 
     @property
     def has_budget(self) -> bool:
-        """Whether bits are chosen layer by layer, within a size."""
-        return bool(self.max_bytes or self.bpw)
+        """Whether bits are chosen layer by layer, within a size or a loss."""
+        return bool(self.max_bytes or self.bpw or self.max_drop)
 
 
 def _names(value: str) -> tuple[str, ...]:

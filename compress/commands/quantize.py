@@ -50,6 +50,10 @@ def command(
         None, help="Budget of the weight files, like 90MB: bits are chosen layer by layer, by what they cost."
     ),
     bpw: float | None = typer.Option(None, help="The same as bits of the file for each weight of the model."),
+    max_drop: str | None = typer.Option(
+        None,
+        help="The task's figure (or perplexity) may be so much worse, like 1%: the smallest file that is shown to be.",
+    ),
     plan: str | None = typer.Option(
         None, help="A plan.json, of another run or edited: schemes, methods and options of its layers are taken."
     ),

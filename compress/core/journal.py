@@ -106,13 +106,19 @@ class Journal:
                 raise
         self.lines.append(line)
 
+    def void(self, kinds: Iterable[str]) -> None:
+        """What was written of these kinds counts no longer: that work is done again, in another way."""
+        self.append("void", kinds=list(kinds))
+
     def of(self, kind: str) -> list[dict[str, Any]]:
-        """The lines of one kind, oldest first."""
-        return [line for line in self.lines if line["kind"] == kind]
+        """The lines of one kind that count, oldest first."""
+        ends = [n for n, line in enumerate(self.lines) if line["kind"] == "void" and kind in line["kinds"]]
+        return [line for line in self.lines[ends[-1] if ends else 0 :] if line["kind"] == kind]
 
     def last(self, kind: str) -> dict[str, Any] | None:
-        """The newest line of one kind."""
-        return next((line for line in reversed(self.lines) if line["kind"] == kind), None)
+        """The newest line of one kind that counts."""
+        found = self.of(kind)
+        return found[-1] if found else None
 
     def close(self) -> None:
         """Let go of the folder. May be called again."""

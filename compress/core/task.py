@@ -254,6 +254,11 @@ class Task(ABC):
     def figures(self, totals: Array) -> Array:
         """(R, k) sums -> (R, m) figures, in the order of `metrics`."""
 
+    def wrong(self, totals: Array) -> Array | None:
+        """(R, k) sums -> what they were if every answer were wrong; None where answers are not right or wrong."""
+        del totals
+        return None
+
     def balance(self, rows: Sequence[Row], columns: Mapping[str, str]) -> dict[str, int]:
         """How often each label occurs; {} where that says nothing."""
         del rows, columns

@@ -149,23 +149,31 @@ class LayerPlan:
     packed: bool = True
     activation: ActScheme | None = None
 
+    @property
+    def treatment(self) -> str:
+        """`int4-g32-sym`; where inputs are rounded too, `int8-row-sym a8-token-dynamic-sym`."""
+        return f"{self.scheme.name} {self.activation.name}" if self.activation else self.scheme.name
+
 
 @dataclass(frozen=True)
 class Plan:
     """One LayerPlan for every weight matrix, embedding and head included; predicted bytes of OUT's weights.
 
-    in_float: what else the model computes that stays in float -> why.
+    in_float: what else the model computes that stays in float -> why. predicted_ms: of one request, where a budget
+    of time was given.
     """
 
     layers: dict[str, LayerPlan]
     predicted_bytes: int
     notes: tuple[str, ...] = ()
     in_float: dict[str, str] = field(default_factory=dict)
+    predicted_ms: float | None = None
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What one layer at one scheme costs. value: expected loss, in the unit of its profile, with a 95 % interval.
+    """What one layer at one treatment costs. scheme: see LayerPlan.treatment. value: expected loss, in the unit of its
+    profile, with a 95 % interval.
 
     bits: of one weight, scales included. error: tr(E H E^T) / tr(W H W^T) of its output.
     """

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from compress.core.errors import CompressError, DataError, ModelError
 from compress.core.numerics.bootstrap import CONFIDENCE, Array, bootstrap
+from compress.core.numerics.paired import Pair
 from compress.core.types import Measurement
 
 Score = TypeVar("Score", "DocumentScore", "HiddenScore")
@@ -153,6 +154,14 @@ def summarise(scores: Sequence[DocumentScore], subject: str, seed: int = 0) -> l
         Measurement(*name, float(value), *bound, n=len(merged), detail=dict(detail))
         for name, value, bound in zip(names, values, bounds, strict=True)
     ]
+
+
+def pair(scores: Sequence[DocumentScore]) -> Pair:
+    """Both models' nats by document; the drop is how much the perplexity grows, as a share."""
+    merged = [s for s in _merge(scores) if s.n > 0]
+    sides = ([(s.n, s.nll_original) for s in merged], [(s.n, s.nll_compressed) for s in merged])
+    first, second = (np.array(side, dtype=np.float64).reshape(-1, 2) for side in sides)
+    return Pair(first, second, lambda a, b: _exp((b[:, 1] - a[:, 1]) / np.maximum(a[:, 0], 1)) - 1)
 
 
 def summarise_hidden(scores: Sequence[HiddenScore], subject: str, seed: int = 0) -> Measurement:

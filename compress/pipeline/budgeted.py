@@ -1,26 +1,29 @@
-"""`quantize --max-bytes` and `--bpw`: the plan finished by what each layer costs, inside the run that applies it."""
+"""Budgets of `quantize`: the plan chosen by what layers cost, inside the run that applies it, and what came of it."""
 
 from __future__ import annotations
 
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from compress.core.artifact import parse_size
 from compress.core.errors import BudgetError, RecipeError
+from compress.core.journal import WORK as PLACE
 from compress.core.journal import Journal
-from compress.core.types import Measurement, torch_dtype
-from compress.pipeline import judge
-from compress.pipeline.bank import Bank
+from compress.core.numerics.paired import Pair
+from compress.core.types import LayerPlan, LayerRef, Measurement, Scheme, torch_dtype
+from compress.pipeline import allowed, judge
+from compress.pipeline.allowed import Certificate
 from compress.pipeline.hooks import Hooks
-from compress.pipeline.likelihood import Answers
 from compress.pipeline.outside import Outside
-from compress.pipeline.prepare import Prepared, make_streams, rules_of
-from compress.pipeline.profiling import Chosen, Profiling, listed, texts_of
+from compress.pipeline.planning import Judged, Planning, as_planned, treated
+from compress.pipeline.prepare import Prepared, rules_of
+from compress.pipeline.profiling import Chosen, listed
 from compress.pipeline.store import Store
 from compress.plan import budget, profile
+from compress.plan.budget import Planned
 from compress.plan.candidates import candidates
 from compress.plan.uniform import all_layers
 from compress.recipe import Recipe
@@ -29,21 +32,36 @@ from export.formats.compressed_tensors import FORMAT
 WORK = "profile"
 ENTRY, HEADER = 84, 1024
 """Bytes of a tensor's line in a safetensors header beside its name, and of a header beside its lines, at most."""
+BUILT = ("outside", "block", "measured")
+"""Journal lines of a plan that was built; they are void when it loses more than allowed."""
 
 
 def suffix(recipe: Recipe) -> str:
     """What the folder of such a run is called after the model."""
     if recipe.has_budget:
-        return recipe.max_bytes.lower() or f"{recipe.bpw:g}bpw"
+        size = recipe.max_bytes.lower() or (f"{recipe.bpw:g}bpw" if recipe.bpw else "")
+        drop = f"drop{recipe.max_drop}" if recipe.max_drop else ""
+        return "-".join(part for part in (size, drop.replace("%", "pc").replace(" ", "")) if part)
     return recipe.scheme or f"{recipe.bits}bit"
 
 
-def limit_of(ready: Prepared) -> int:
-    """The budget in bytes. Raises RecipeError for a size that is not understood."""
+def limit_of(ready: Prepared) -> float:
+    """The budget in bytes, inf without one. Raises RecipeError for a size that is not understood."""
     if ready.recipe.max_bytes:
         return parse_size(ready.recipe.max_bytes)
-    assert ready.recipe.bpw is not None
-    return int(ready.recipe.bpw * ready.checkpoint.parameters / 8)
+    return math.inf if ready.recipe.bpw is None else int(ready.recipe.bpw * ready.checkpoint.parameters / 8)
+
+
+def limits_of(ready: Prepared, chosen: Chosen) -> list[budget.Limit]:
+    """What sums over the model may be."""
+    fixed, kept = _fixed_bytes(ready, chosen), torch_dtype(ready.dtype).itemsize
+
+    def size(layers: Sequence[LayerRef], plan: LayerPlan) -> float:
+        if plan.scheme.kind == "dense":
+            return sum(math.prod(layer.shape) * kept for layer in layers)
+        return sum(FORMAT.stored_bytes(layer, plan.scheme) for layer in layers)
+
+    return [budget.Limit(budget.BYTES, limit_of(ready), fixed, size)]
 
 
 def check(ready: Prepared) -> None:
@@ -54,31 +72,31 @@ def check(ready: Prepared) -> None:
     if ready.data is None:
         raise RecipeError(f"a budget is spent by what layers cost, and that cannot be asked of {ready.opened.name}: "
                           f"{ready.notes[-1]}; give --bits")  # fmt: skip
-    budget.check(limit_of(ready), ready.structure, _chosen(ready), _sizes(ready))
+    if ready.recipe.max_drop:
+        allowed.check_rows(ready)
+    chosen = _chosen(ready)
+    budget.check(limits_of(ready, chosen), ready.structure, chosen)
 
 
-def within_budget(ready: Prepared, store: Store, outside: Outside, journal: Journal, hooks: Hooks) -> Prepared:
-    """The run with its plan finished: bits by layer, within the budget; `compress/profile.json` in OUT.
+def within_budget(ready: Prepared, out: Path, journal: Journal, hooks: Hooks) -> Prepared:
+    """The run with its plan finished: schemes by layer, within the budget; `compress/profile.json` in OUT.
 
-    What `check` let pass. Raises BudgetError when the search does not end.
+    What `check` let pass. Of a run whose first plan was found to lose too much, the next one.
+    Raises BudgetError when the search does not end.
     """
     chosen = _chosen(ready)
-    place = store.work / WORK
+    place = out / PLACE / WORK
     line = journal.last("planned")
     if line is None:
-        found = _planned(ready, chosen, store, outside, journal, hooks)
-        rows = {name: [p.scheme.name, p.reason] for name, p in found.plan.layers.items() if name in chosen}
-        journal.append("planned", layers=rows, bytes=found.bytes, loss=[found.loss, found.low, found.high])
+        journal.append("planned", **_planned(ready, chosen, out, journal, hooks))
         line = journal.lines[-1]
     shutil.rmtree(place, ignore_errors=True)
-    layers = dict(ready.plan.layers)
-    for name, (scheme, reason) in line["layers"].items():
-        layers[name] = replace(next(p for p in chosen[name] if p.scheme.name == scheme), reason=reason)
-    return replace(ready, plan=replace(ready.plan, layers=layers, predicted_bytes=line["bytes"]))
+    turn = line["tries"][len(journal.of("void"))]
+    return as_planned(ready, chosen, turn["layers"], turn["totals"])
 
 
 def _chosen(ready: Prepared) -> Chosen:
-    """What may be chosen for each layer of the blocks, as far as the format holds it among the others."""
+    """What may be chosen for each layer, as far as the format holds it among the others."""
     structure = ready.structure
     rules = rules_of(ready.recipe, ready.checkpoint, structure)
     method = ready.plan.layers[structure.layers[0].name]
@@ -93,31 +111,56 @@ def _chosen(ready: Prepared) -> Chosen:
         if refused:
             raise RecipeError(f"{layer.name} cannot be chosen for: {refused[0]}; leave out the budget")
         kept[name] = found[name]
+    table = structure.embedding
+    if table is not None and ready.plan.layers[table.name].scheme.kind != "dense" and ready.recipe.embeddings == "auto":
+        stays = Scheme("dense", torch_dtype(ready.dtype).itemsize * 8, -1, True, ready.dtype)
+        kept[table.name] = (*found[table.name], LayerPlan(table.name, stays, "keep", "a candidate"))
     return kept
 
 
-def _planned(
-    ready: Prepared, chosen: Chosen, store: Store, outside: Outside, journal: Journal, hooks: Hooks
-) -> budget.Planned:
-    sizes = _sizes(ready)
-    own = Store(ready.checkpoint, ready.plan, store.work, store.dtype)
-    own.work = store.work / WORK
-    own.work.mkdir(parents=True, exist_ok=True)
-    bank = Bank(own.work, {plan.scheme for plans in chosen.values() for plan in plans})
-    traces, features = texts_of(ready, make_streams(ready).calibration)
-    loop = Profiling(ready, chosen, own, outside, bank, journal, hooks.report)
-    answers = Answers(ready.checkpoint.model, ready.text, features, ready.recipe.seed)
-    found, said = loop.sensitivities(traces, answers, "gradient")
+def _planned(ready: Prepared, chosen: Chosen, out: Path, journal: Journal, hooks: Hooks) -> dict[str, Any]:
+    """The journal's line: the plans to be tried, the frontier, and what single changes of the first plan would do."""
+    store = Store(ready.checkpoint, ready.plan, out, torch_dtype(ready.dtype))
+    store.work = out / PLACE / WORK
+    store.work.mkdir(parents=True, exist_ok=True)
+    outside = Outside(ready.checkpoint, ready.structure, ready.plan, store)
+    outside.compress(store.block_path(-1))
+    outside.load_small(store.block_path(-1))
+    planning = Planning(ready, chosen, limits_of(ready, chosen), store, outside, journal, hooks.report)
+    found, said = planning.profile()
     mark = journal.lines[0]["fingerprint"]
-    profile.write(store.work.parent.parent / profile.PLACE, profile.Profile(said["unit"], tuple(found), mark))
-    return budget.within(limit_of(ready), ready.plan, ready.structure, chosen, found, sizes)
+    profile.write(out / profile.PLACE, profile.Profile(said["unit"], tuple(found), mark))
+    readings: list[Judged] = []
+    if ready.recipe.max_drop:
+        tries, shown = planning.smallest(found)
+    else:
+        readings = planning.best(found)
+        tries = [readings[0].planned]
+        points = planning.frontier(found)
+        shown = planning.measured("frontier", points, [""] * len(points))
+    changes = planning.changes(tries[0], found)
+    return {
+        "tries": [{"layers": treated(one, chosen), "totals": one.totals, **_losses(one)} for one in tries],
+        "readings": [{"name": one.name, **_point(one)} for one in readings],
+        "frontier": [_point(one) for one in shown],
+        "changes": [{"name": one.name, **_point(one)} for one in changes],
+    }
 
 
-def _sizes(ready: Prepared) -> budget.Sizes:
-    """What is in OUT's weights whatever is chosen: vocabulary, norms, biases, the lines of headers."""
+def _losses(planned: Planned) -> dict[str, Any]:
+    return {"loss": [planned.loss, planned.low, planned.high]}
+
+
+def _point(one: Judged) -> dict[str, Any]:
+    """A plan for charts: what it takes, is expected to lose, and lost on the judging text."""
+    return {"totals": one.planned.totals, "expected": one.planned.loss, "measured": [one.loss, one.low, one.high]}
+
+
+def _fixed_bytes(ready: Prepared, chosen: Chosen) -> int:
+    """What is in OUT's weights whatever is chosen: norms, biases, headers; vocabularies without a choice."""
     checkpoint, model = ready.checkpoint, ready.checkpoint.model
     plans = {layer.param: ready.plan.layers[layer.name] for layer in all_layers(ready.structure)}
-    inside = {layer.param for layer in ready.structure.layers}
+    inside = {layer.param for layer in all_layers(ready.structure) if layer.block >= 0 or layer.name in chosen}
     names = [*checkpoint.outside(block.name for block in ready.structure.blocks)]
     names += [
         f"{b.prefix}{n}" for b in ready.structure.blocks for n, _ in model.get_submodule(b.name).named_parameters()
@@ -131,16 +174,45 @@ def _sizes(ready: Prepared) -> budget.Sizes:
             continue
         int8 = plan is not None and plan.scheme.kind == "int" and plan.packed
         fixed += math.prod(shape) * (1 if int8 else kept) + (4 * shape[0] if int8 else 0)
-    return budget.Sizes(fixed, FORMAT.stored_bytes)
+    return fixed
 
 
 def profiled(ready: Prepared, journal: Journal) -> dict[str, Any]:
-    """What the layers cost that the plan was chosen by, for the record; nothing without a budget."""
-    if journal.last("planned") is None:
+    """What the plan was chosen by and what came of it, for the record; nothing without a budget."""
+    line = journal.last("planned")
+    if line is None:
         return {}
     found, first = profile.read(journal.out / profile.PLACE), journal.of("scored")[0]
     answers = {"texts": len(first["counts"]), "answers": sum(first["counts"])}
-    return {"unit": found.unit, **answers, "layers": listed(found.sensitivities, ready.structure)}
+    judged = {name: line[name] for name in ("readings", "frontier", "changes")}
+    return {"unit": found.unit, **answers, "layers": listed(found.sensitivities, ready.structure), **judged}
+
+
+def worse_than_allowed(ready: Prepared, journal: Journal) -> Certificate | None:
+    """What the built model was found to lose, if more than allowed; None if it is not, or nothing is asked."""
+    line = journal.last("measured")
+    if not ready.recipe.max_drop or line is None:
+        return None
+    found = Certificate(**line["certificate"])
+    return None if found.holds else found
+
+
+def give_up(journal: Journal, found: Certificate) -> None:
+    """Void the plan that was built, so that the next one is. Raises BudgetError when it was the last one."""
+    tries = journal.of("planned")[0]["tries"]
+    failed = len(journal.of("void"))
+    if failed + 1 == len(tries):
+        size = round(tries[failed]["totals"][budget.BYTES])
+        raise BudgetError(f"{found.sentence}; the nearest plan that was built takes {size:,} bytes")
+    journal.append("void", kinds=list(BUILT), certificate=found.to_json())
+
+
+def certificate(ready: Prepared, journal: Journal, pair: Pair | None) -> Certificate | None:
+    """What the built model shows on held-out rows; None without --max-drop."""
+    if not ready.recipe.max_drop:
+        return None
+    tries, failed = journal.of("planned")[0]["tries"], len(journal.of("void"))
+    return allowed.certified(ready, pair, failed, failed + 1 == len(tries))
 
 
 def outcome(ready: Prepared, journal: Journal, measured: Sequence[Measurement], size: int) -> list[str]:
@@ -148,10 +220,51 @@ def outcome(ready: Prepared, journal: Journal, measured: Sequence[Measurement], 
     line = journal.last("planned")
     if line is None:
         return []
-    limit, (loss, low, high) = limit_of(ready), line["loss"]
+    limit, turn = limit_of(ready), line["tries"][len(journal.of("void"))]
     if size > limit:
-        raise BudgetError(f"the weights take {size:,} bytes, {size - limit:,} more than the budget; allow that much")
-    kl = next((m for m in measured if m.name == "kl"), None)
+        raise BudgetError(f"the weights take {size:,} bytes, {size - limit:,.0f} more than the budget; allow that much")
     unit = profile.read(journal.out / profile.PLACE).unit
-    said = f"Budget {limit:,} bytes: {size:,} used. Expected loss {loss:.3g} {unit} [{low:.3g}, {high:.3g}]"
-    return [f"{said}; measured on held-out text {kl.median:.3g}" if kl is not None else said]
+    kl = next((m for m in measured if m.name == "kl"), None)
+    said = [f"Budget {limit:,.0f} bytes: {size:,} used." if math.isfinite(limit) else f"{size:,} bytes."]
+    said[0] += f" {_expected(turn, unit)}"
+    said[0] += f"; measured on held-out text {kl.median:.3g}" if kl is not None else ""
+    if ready.recipe.max_drop:
+        found = Certificate(**journal.of("measured")[0]["certificate"])
+        said.append(found.sentence)
+        said += [
+            f"A smaller plan was built first: {Certificate(**v['certificate']).sentence}" for v in journal.of("void")
+        ]
+    return [*said, *_change(line["changes"], unit), *_relaxed(line["frontier"], turn, limit, unit)]
+
+
+def _expected(turn: dict[str, Any], unit: str) -> str:
+    loss, low, high = turn["loss"]
+    return f"Expected loss {loss:.3g} {unit} [{low:.3g}, {high:.3g}]"
+
+
+def _change(changes: list[dict[str, Any]], unit: str) -> list[str]:
+    """The one change that would help most, by what it did on the judging text."""
+    if len(changes) < 2:
+        return []
+    own, *others = changes
+    best = min(others, key=lambda one: one["measured"][0])
+    gain = own["measured"][0] - best["measured"][0]
+    more = best["totals"][budget.BYTES] - own["totals"][budget.BYTES]
+    if gain <= 0:
+        return [f"None of the {len(others)} changes that promised most gained anything"]
+    return [
+        f"What would help most: {best['name']}, {gain:.2g} of {own['measured'][0]:.2g} {unit} less as measured "
+        f"({own['expected'] - best['expected']:.2g} expected), for {more / 1e3:,.0f} kB more"
+    ]
+
+
+def _relaxed(frontier: list[dict[str, Any]], turn: dict[str, Any], limit: float, unit: str) -> list[str]:
+    """What the next larger budget of the frontier would save."""
+    more = [one for one in frontier if one["totals"][budget.BYTES] > turn["totals"][budget.BYTES] * 1.001]
+    if not math.isfinite(limit) or not more:
+        return []
+    step = more[0]
+    return [
+        f"{step['totals'][budget.BYTES]:,.0f} bytes would lose {step['measured'][0]:.2g} {unit} on the judging text; "
+        f"see the frontier"
+    ]

@@ -46,7 +46,7 @@ class Trials:
             for block in blocks:
                 report("measuring damage", block.index, len(blocks))
                 self.checkpoint.fill(block.name)
-                before = [_copy(trace) for trace in _few(traces)]
+                before = [trace.copy() for trace in _few(traces)]
                 with outside.installed("original", vocabulary=block.position == 0):
                     with collecting(self.checkpoint.model, block, self.make) as gathered:
                         for trace in traces:
@@ -94,7 +94,3 @@ def _few(traces: list[Trace]) -> list[Trace]:
         found.append(trace)
         tokens += next(iter(trace.inputs.values())).numel()
     return found
-
-
-def _copy(trace: Trace) -> Trace:
-    return Trace(trace.inputs, dict(trace.hidden), dict(trace.shapes), dict(trace.stored))

@@ -11,9 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from compress.core.checkpoint import Checkpoint
+from compress.core.numerics.paired import Pair
 from compress.core.safetensors_file import pending, write_file
 from compress.core.types import Measurement, Structure, TokenSet
-from compress.measure.quality import DocumentScore, HiddenScore, score_chunk, score_hidden, summarise, summarise_hidden
+from compress.measure.quality import (
+    DocumentScore,
+    HiddenScore,
+    pair,
+    score_chunk,
+    score_hidden,
+    summarise,
+    summarise_hidden,
+)
 from compress.pipeline.outside import Outside, Which
 from compress.pipeline.replay import Replay, Trace, text_mask
 from compress.pipeline.stream import Streams
@@ -48,16 +57,17 @@ def reads_only(model: nn.Module) -> bool:
 
 def judge(
     checkpoint: Checkpoint, structure: Structure, streams: Streams, outside: Outside, subject: str, heldout: TokenSet
-) -> list[Measurement]:
-    """Perplexity, KL and agreement (language models) or the cosine of the last hidden states (encoders).
+) -> tuple[list[Measurement], Pair | None]:
+    """Perplexity, KL and agreement (language models), and perplexity by document; or the cosine of the last hidden
+    states (encoders).
 
     Memory: both models' vocabulary matrices and two chunks of logits.
     """
     kind = kind_of(checkpoint.model)
     if not streams.original:
-        return []
+        return [], None
     if kind == "encoder":
-        return [_hidden(structure, streams, subject, heldout)]
+        return [_hidden(structure, streams, subject, heldout)], None
     scores: list[DocumentScore] = []
     documents = iter(heldout.documents)
     with Replay(checkpoint.model, structure.blocks) as replay, outside.vocabularies(("original", "compressed")) as use:
@@ -71,13 +81,16 @@ def judge(
                 targets = _target_ids(original)[:, rows + 1]
                 for row, number in enumerate(numbers):
                     scores.append(score_chunk(number, a[row], b[row], targets[row]))
-    return summarise(scores, subject)
+    return summarise(scores, subject), pair(scores)
 
 
 def judge_task(
     checkpoint: Checkpoint, structure: Structure, streams: Streams, outside: Outside, text: TaskText, subject: str
-) -> list[Measurement]:
-    """The task's own figures of both models on held-out rows. Memory: the outputs of all rows, no vocabulary."""
+) -> tuple[list[Measurement], Pair | None]:
+    """The task's own figures of both models on held-out rows, and the first of them by row.
+
+    Memory: the outputs of all rows, no vocabulary.
+    """
     found: list[dict[int, Tensor]] = []
     both: tuple[tuple[Which, list[Trace]], ...] = (("original", streams.original), ("compressed", streams.compressed))
     with Replay(checkpoint.model, structure.blocks) as replay:

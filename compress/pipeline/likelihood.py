@@ -59,6 +59,11 @@ class Answers:
         self.counts[number] = len(values)
         return values
 
+    @property
+    def ranks(self) -> bool:
+        """Whether outputs, once seen, are classes or tokens, of which one is first."""
+        return self.unit in (TOKENS, ANSWERS)
+
     def divergence(self, before: Tensor, after: Tensor) -> float:
         """What one text's `outputs` lose, all answers together: KL(before || after), or what `unit` says."""
         if self.unit in (COSINE, SQUARE):

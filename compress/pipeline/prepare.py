@@ -25,11 +25,11 @@ from compress.pipeline.labelled import find_labelled, has_rows, hears
 from compress.pipeline.pairs import prepared_pairs
 from compress.pipeline.replay import Trace
 from compress.pipeline.stream import Streams, needs_of, reads_text, text_inputs
-from compress.pipeline.task_text import TaskText, prepared, task_text
+from compress.pipeline.task_text import TaskText, prepared, task_text, with_all_held_out
 from compress.plan import edited, uniform
 from compress.plan.activations import choose_activation
 from compress.plan.mixed import is_mixed
-from compress.recipe import EVAL_DOCUMENTS, EVAL_ROWS, Recipe
+from compress.recipe import EVAL_DOCUMENTS, EVAL_ROWS, PROOF_DOCUMENTS, Recipe
 from export.formats.compressed_tensors import FORMAT
 
 
@@ -117,16 +117,20 @@ def _data(recipe: Recipe, opened: Opened, checkpoint: Checkpoint) -> tuple[Prepa
         if isinstance(labelled.task, WritingTask):
             return prepared_pairs(labelled, context, recipe)
         held = EVAL_DOCUMENTS if labelled.task.text else EVAL_ROWS
+        if recipe.max_drop and not labelled.task.text:
+            labelled = with_all_held_out(labelled)
+            held = len(labelled.division.test)
         held = held if recipe.eval_samples is None else recipe.eval_samples
         text = task_text(labelled, context, recipe.samples * recipe.seq_len, held, recipe.seed)
         made = prepared(text, labelled, context.max_length)
         return made, None if labelled.task.text else text  # language models are judged by their text
+    documents = PROOF_DOCUMENTS if recipe.max_drop else EVAL_DOCUMENTS
     settings = DataSettings(
         data=recipe.data,
         text_column=recipe.text_column,
         samples=recipe.samples,
         seq_len=min(recipe.seq_len, limit),
-        eval_samples=EVAL_DOCUMENTS if recipe.eval_samples is None else recipe.eval_samples,
+        eval_samples=documents if recipe.eval_samples is None else recipe.eval_samples,
         seed=recipe.seed,
     )
     embedding = checkpoint.model.get_input_embeddings()

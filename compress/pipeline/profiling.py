@@ -154,6 +154,7 @@ class Profiling:
             item
             for layer in asked
             for plan in self.chosen[layer.name]
+            if plan.scheme.kind != "dense"  # kept as it is
             for item in solve([self._job(layer, plan, None)])
         ]
 

@@ -9,8 +9,10 @@ from compress.core import artifact, device
 from compress.core.files import write_json
 from compress.core.fingerprint import Fingerprint
 from compress.core.journal import Journal
+from compress.core.numerics.paired import Pair
 from compress.core.registry import load
 from compress.core.types import (
+    BlockResult,
     LayerResult,
     Measurement,
     RunRecord,
@@ -76,6 +78,65 @@ class Run:
 
 def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     """Everything from the first block to the record, taking up what the journal has already."""
+    journal = run.journal
+    planned = run.ready.recipe.has_budget
+    built = _build(_planned(run, stages, hooks) if planned else run, stages, hooks)
+    while (found := budgeted.worse_than_allowed(run.ready, journal)) is not None:
+        budgeted.give_up(journal, found)
+        built = _build(_planned(run, stages, hooks), stages, hooks)
+    ready, out, store = built.run.ready, run.out, built.store
+    hooks.report("writing", 0, 1)
+    _write_artifact(built.run, store)
+    hooks.report("writing", 1, 1)
+    stages.done("write")
+    record = RunRecord(
+        command="quantize",
+        model=describe(ready),
+        artifact=str(out),
+        recipe=ready.recipe.model_dump(),
+        plan=uniform.to_json(ready.plan),
+        data=ready.data.card if ready.data else {},
+        layers=(*built.layers, *built.extra),
+        blocks=tuple(built.blocks),
+        measurements=(*_sizes(ready, out), *built.measurements),
+        sensitivity=budgeted.profiled(ready, journal),
+        notes=(
+            *budgeted.outcome(ready, journal, built.measurements, weight_bytes(out)),
+            *ready.notes,
+            *reparams.sentences(ready.recipe, built.layers),
+        ),
+        environment=ready.environment,
+        reproduce=finish.command_line(ready.recipe, out),
+    )
+    record = finish.verify_and_sample(record, store, ready.data.heldout if ready.data else None, hooks.report)
+    stages.done("verify and sample")
+    if ready.text is not None:
+        record = with_answers(record, ready.text, store, journal, hooks.report)
+        stages.done("write answers")
+    return replace(record, stages=stages.seconds)
+
+
+def _planned(run: Run, stages: Stages, hooks: Hooks) -> Run:
+    """The run with the plan that its budget allows."""
+    run = replace(run, ready=budgeted.within_budget(run.ready, run.out, run.journal, hooks))
+    stages.done("plan")
+    return run
+
+
+@dataclass(frozen=True)
+class _Built:
+    """Every block compressed and measured; nothing of it is in its place yet. run: with the plan that was built."""
+
+    run: Run
+    store: Store
+    layers: list[LayerResult]
+    extra: list[LayerResult]
+    blocks: list[BlockResult]
+    measurements: list[Measurement]
+
+
+def _build(run: Run, stages: Stages, hooks: Hooks) -> _Built:
+    """Solve every block of the plan and judge the result on held-out text."""
     ready, out, journal = run.ready, run.out, run.journal
     store = Store(ready.checkpoint, ready.plan, out, torch_dtype(ready.dtype))
     finish.check_work(store, ready.structure, journal)
@@ -84,8 +145,8 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     outside.load_small(store.block_path(-1))
     chosen = device.pick_device(ready.recipe.device)
     stages.done("prepare")
-    if ready.mixed or ready.recipe.has_budget:
-        ready = _with_plan(run, store, outside, collectors_of(ready.plan, chosen), hooks)
+    if ready.mixed:
+        ready = _with_damage(run, store, outside, collectors_of(ready.plan, chosen), hooks)
         run = replace(run, ready=ready)
         store.plan = outside.plan = ready.plan
         stages.done("plan")
@@ -105,42 +166,7 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     stages.done("compress")
     measurements = _measure(ready, streams, outside, store, journal, hooks)
     stages.done("measure")
-    hooks.report("writing", 0, 1)
-    _write_artifact(run, store)
-    hooks.report("writing", 1, 1)
-    stages.done("write")
-    record = RunRecord(
-        command="quantize",
-        model=describe(ready),
-        artifact=str(out),
-        recipe=ready.recipe.model_dump(),
-        plan=uniform.to_json(ready.plan),
-        data=ready.data.card if ready.data else {},
-        layers=(*layers, *extra),
-        blocks=tuple(blocks),
-        measurements=(*_sizes(ready, out), *measurements),
-        sensitivity=budgeted.profiled(ready, journal),
-        notes=(
-            *budgeted.outcome(ready, journal, measurements, weight_bytes(out)),
-            *ready.notes,
-            *reparams.sentences(ready.recipe, layers),
-        ),
-        environment=ready.environment,
-        reproduce=finish.command_line(ready.recipe, out),
-    )
-    record = finish.verify_and_sample(record, store, ready.data.heldout if ready.data else None, hooks.report)
-    stages.done("verify and sample")
-    if ready.text is not None:
-        record = with_answers(record, ready.text, store, journal, hooks.report)
-        stages.done("write answers")
-    return replace(record, stages=stages.seconds)
-
-
-def _with_plan(run: Run, store: Store, outside: Outside, make: MakeCollector, hooks: Hooks) -> Prepared:
-    """The run with its plan finished by what was measured."""
-    if run.ready.recipe.has_budget:
-        return budgeted.within_budget(run.ready, store, outside, run.journal, hooks)
-    return _with_damage(run, store, outside, make, hooks)
+    return _Built(run, store, layers, extra, blocks, measurements)
 
 
 def _with_damage(run: Run, store: Store, outside: Outside, make: MakeCollector, hooks: Hooks) -> Prepared:
@@ -175,18 +201,22 @@ def _measure(
     if line is not None:
         return [Measurement(**m) for m in line["measurements"]]
     found: list[Measurement] = []
+    pair: Pair | None = None
     if ready.data is not None and streams.original:
         hooks.report("measuring", 0, 1)
         name = str(store.work.parent.parent)
-        found = judge.judge(ready.checkpoint, ready.structure, streams, outside, name, ready.data.heldout)
+        found, pair = judge.judge(ready.checkpoint, ready.structure, streams, outside, name, ready.data.heldout)
         if ready.text is not None and not isinstance(ready.text.task, WritingTask):
-            found = [*judge.judge_task(ready.checkpoint, ready.structure, streams, outside, ready.text, name), *found]
+            rows, pair = judge.judge_task(ready.checkpoint, ready.structure, streams, outside, ready.text, name)
+            found = [*rows, *found]
         rounded = [plan.activation for plan in ready.plan.layers.values() if plan.activation]
         alone = any(a.dynamic and a.strategy == "tensor" for a in rounded)
         probe = store.work / "probe.safetensors"
         judge.write_probe(probe, ready.checkpoint, ready.structure, streams, outside, alone)
         hooks.report("measuring", 1, 1)
-    journal.append("measured", measurements=[asdict(m) for m in found])
+    shown = budgeted.certificate(ready, journal, pair)
+    more = {} if shown is None else {"certificate": shown.to_json()}
+    journal.append("measured", measurements=[asdict(m) for m in found], **more)
     return found
 
 

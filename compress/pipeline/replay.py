@@ -42,6 +42,10 @@ class Trace:
     shapes: dict[int, list[Slot]] = field(default_factory=dict)
     stored: dict[str, Tensor] = field(default_factory=dict)
 
+    def copy(self) -> Trace:
+        """A trace that goes on by itself from here; tensors are shared."""
+        return Trace(self.inputs, dict(self.hidden), dict(self.shapes), dict(self.stored))
+
 
 def text_mask(trace: Trace) -> Tensor | None:
     """(rows, L) bool: which positions of the flattened batch are text and not padding; None where all are."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from calibrate.data import PreparedData
 from compress.core.errors import DataError
 from compress.core.numerics.bootstrap import Array, bootstrap
+from compress.core.numerics.paired import Pair
 from compress.core.task import TRUTHS, Context, Feature, Row, Task
 from compress.core.types import Measurement, TokenSet
 from compress.core.writing import WritingTask
@@ -68,6 +69,13 @@ def task_text(labelled: Labelled, context: Context, tokens: int, held: int, seed
     if not chosen:
         raise DataError(f"{labelled.card['source']} leaves no training row to calibrate with; give more rows")
     return TaskText(labelled.task, context, rows, features, batches(features), tuple(chosen), batches(chosen))
+
+
+def with_all_held_out(labelled: Labelled) -> Labelled:
+    """The same with validation rows among the test rows: for a bound on a difference every unseen row counts."""
+    division = labelled.division
+    rows = tuple(sorted([*division.validation, *division.test]))
+    return replace(labelled, division=replace(division, validation=(), test=rows))
 
 
 def batches(features: Sequence[Feature]) -> tuple[tuple[int, ...], ...]:
@@ -148,6 +156,31 @@ def compared(task: Task, counts: Sequence[Array], subject: str) -> list[Measurem
     return [row for row in rows if math.isfinite(row.median)]
 
 
+def asked_metric(task: Task, counts: Array) -> int | None:
+    """The number of the first figure that rows with these sums (rows, k) give; None where they give none."""
+    values = task.figures(counts.sum(0, keepdims=True))[0]
+    return next((n for n, value in enumerate(values) if math.isfinite(value)), None)
+
+
+def paired(task: Task, first: Array, second: Array) -> Pair | None:
+    """Two models' sums by row; the drop is that of the first figure that the rows give."""
+    number = asked_metric(task, first)
+    if number is None:
+        return None
+    sign = -1.0 if task.metrics[number].lower_is_better else 1.0
+
+    def drop(a: Array, b: Array) -> Array:
+        found: Array = sign * (task.figures(a)[:, number] - task.figures(b)[:, number])
+        return found
+
+    def wrong(totals: Array) -> Array:
+        found = task.wrong(totals)
+        assert found is not None
+        return found
+
+    return Pair(first, second, drop, wrong if task.wrong(first[:1]) is not None else None)
+
+
 @dataclass
 class TaskScores:
     """Outputs of both models, feature by feature, and what they come to."""
@@ -156,11 +189,12 @@ class TaskScores:
     original: dict[int, Tensor]
     compressed: dict[int, Tensor]
 
-    def measurements(self, subject: str) -> list[Measurement]:
-        """The task's figures of both models, their difference paired by row, KL and agreement of their answers."""
+    def measurements(self, subject: str) -> tuple[list[Measurement], Pair | None]:
+        """The task's figures of both models, their difference paired by row, KL and agreement of their answers; and
+        the first of the figures that the rows give, by row."""
         task = self.text.task
         counts = [self._counts(found) for found in (self.original, self.compressed)]
-        return compared(task, counts, subject) + self._divergence(subject)
+        return compared(task, counts, subject) + self._divergence(subject), paired(task, counts[0], counts[1])
 
     def _counts(self, found: dict[int, Tensor]) -> Array:
         outputs = [found[n] for n in range(len(self.text.heldout))]

@@ -212,5 +212,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         | ({"options": p.options} if p.options else {})
         for name, p in plan.layers.items()
     }
-    found = {"predicted_bytes": plan.predicted_bytes, "notes": list(plan.notes), "layers": layers}
+    found: dict[str, Any] = {"predicted_bytes": plan.predicted_bytes}
+    found |= {"predicted_ms": round(plan.predicted_ms, 4)} if plan.predicted_ms is not None else {}
+    found |= {"notes": list(plan.notes), "layers": layers}
     return found | ({"in_float": plan.in_float} if plan.in_float else {})

@@ -178,6 +178,12 @@ class FeatureExtraction(Task):
             rho = (m * xy - x * y) / np.sqrt((m * xx - x * x) * (m * yy - y * y))
         return np.stack([at_10 / n, at_1 / n, reciprocal / n, rho], axis=1)
 
+    def wrong(self, totals: Array) -> Array:
+        """No passage found; a correlation of the other sign."""
+        at_1, _, _, n, x, y, xx, yy, xy, m = totals.T
+        none = np.zeros_like(at_1)
+        return np.stack([none, none, none, n, x, y, xx, yy, 2 * x * y / np.maximum(m, 1) - xy, m], axis=1)
+
 
 def pooled(hidden: Tensor, mode: str) -> Array:
     """One vector (D,) float64 of hidden states (L, D): the first, the mean, or the largest of each."""

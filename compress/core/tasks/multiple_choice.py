@@ -173,6 +173,10 @@ class MultipleChoice(Task):
         """Share of rows answered right."""
         return totals[:, :1] / totals[:, 1:]
 
+    def wrong(self, totals: Array) -> Array:
+        """None right."""
+        return totals * (0, 1)
+
 
 class _Reading:
     """What labels mean in these rows: numbers from 0 or from 1, letters, or the choices' texts."""

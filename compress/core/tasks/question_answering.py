@@ -206,6 +206,10 @@ class QuestionAnswering(Task):
         """Means over the rows."""
         return totals[:, :2] / totals[:, 2:]
 
+    def wrong(self, totals: Array) -> Array:
+        """None right."""
+        return totals * (0, 0, 1)
+
 
 def said_of(best: Best, text: str, context: Context) -> str:
     """The answer as text; empty where the data has rows without one and "no answer" scores higher."""

@@ -102,6 +102,12 @@ class TextClassification(Task):
         f1 = 2 * hits / np.where(occurs, 2 * hits + wrong + missed, 1)
         return np.stack([hits.sum(1) / rows, f1.sum(1) / occurs.sum(1)], axis=1)
 
+    def wrong(self, totals: Array) -> Array:
+        """Every hit is a miss, and claimed for the class that follows."""
+        hits, wrong, missed = np.moveaxis(totals.reshape(len(totals), 3, -1), 1, 0)
+        found = np.stack([np.zeros_like(hits), wrong + np.roll(hits, 1, -1), missed + hits], axis=1)
+        return found.reshape(len(totals), -1)
+
     def balance(self, rows: Sequence[Row], columns: Mapping[str, str]) -> dict[str, int]:
         """Rows of each class."""
         counted = Counter(label_of(row, columns["label"], number) for number, row in enumerate(rows))

@@ -138,6 +138,12 @@ class TokenClassification(Task):
         both = claimed + true
         return np.stack([2 * found / np.where(both > 0, both, 1), right / np.where(words > 0, words, 1)], axis=1)
 
+    def wrong(self, totals: Array) -> Array:
+        """As many entities claimed as there are, none of them and no word right."""
+        _, _, true, _, words = totals.T
+        none = np.zeros_like(true)
+        return np.stack([none, true, true, none, words], axis=1)
+
     def balance(self, rows: Sequence[Row], columns: Mapping[str, str]) -> dict[str, int]:
         """Entities of each type, most frequent first."""
         counted = Counter(e[0] for n, row in enumerate(rows) for e in entities(tags_of(row, columns, n)))

@@ -1,0 +1,228 @@
+"""From what layers cost to the plan that is built: readings of the costs, judged on text; the frontier; repair.
+
+Three quarters of the calibration texts say what layers cost (and give the bank its codes), the last quarter judges
+plans made of them, so that codes are not judged by the text that they were fitted to. Held-out text is not touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from compress.core.journal import Journal
+from compress.core.types import LayerPlan, Sensitivity
+from compress.pipeline.allowed import SPARE, expected_bounds, parse_share
+from compress.pipeline.bank import Bank
+from compress.pipeline.draws import Draws, Picks
+from compress.pipeline.gauge import Gauge, Seen
+from compress.pipeline.likelihood import Answers
+from compress.pipeline.outside import Outside
+from compress.pipeline.prepare import Prepared, make_streams
+from compress.pipeline.profiling import Chosen, Profiling, texts_of
+from compress.pipeline.replay import Trace
+from compress.pipeline.store import Store
+from compress.pipeline.stream import Report
+from compress.plan import budget
+from compress.plan.budget import Limit, Planned
+from compress.plan.variants import expected, variants
+
+EVERY = 4
+"""One text of so many judges."""
+JUDGE_TOKENS = 4096
+POINTS = 6
+"""Budgets of the frontier."""
+CHANGES = 5
+"""Single changes of a plan that are measured."""
+ROUNDS = 6
+"""Of repair at most."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A plan and what it lost on the judging text, in the unit of the profile."""
+
+    name: str
+    planned: Planned
+    loss: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Planning:
+    """Everything that planning works with. store: its own, with its own work folder."""
+
+    ready: Prepared
+    chosen: Chosen
+    limits: Sequence[Limit]
+    store: Store
+    outside: Outside
+    journal: Journal
+    report: Report
+
+    @property
+    def bank(self) -> Bank:
+        """Codes of every layer at every scheme."""
+        return Bank(self.store.work, {plan.scheme for plans in self.chosen.values() for plan in plans})
+
+    def profile(self) -> tuple[list[Sensitivity], dict[str, Any]]:
+        """What each layer costs at each scheme, and in what unit, over how many answers."""
+        traces, answers = self._texts(judging=False)
+        loop = Profiling(self.ready, self.chosen, self.store, self.outside, self.bank, self.journal, self.report)
+        return loop.sensitivities(traces, answers, "gradient")
+
+    def _texts(self, judging: bool) -> tuple[list[Trace], Answers]:
+        traces, features = texts_of(self.ready, make_streams(self.ready).calibration)
+        few = len(traces) < EVERY
+        numbers = [n for n in range(len(traces)) if few or (n % EVERY == EVERY - 1) == judging]
+        if judging:
+            numbers = _short(traces, numbers)
+        mine = [features[n] for n in numbers] if features else []
+        answers = Answers(self.ready.checkpoint.model, self.ready.text, mine, self.ready.recipe.seed)
+        return [traces[n] for n in numbers], answers
+
+    def judge(self, name: str, plans: Sequence[Planned]) -> tuple[list[Seen], list[int], str]:
+        """What is seen of each plan on the judging text, the answers of each text, and the unit of losses."""
+        line = next((line for line in self.journal.of("judged") if line["name"] == name), None)
+        if line is None:
+            traces, answers = self._texts(judging=True)
+            gauge = Gauge(answers, len(plans))
+            picks = [_picks(planned, self.chosen) for planned in plans]
+            Draws(self.ready, self.outside, self.bank, self.report).run(picks, [t.inputs for t in traces], gauge)
+            counts = [answers.counts[n] for n in range(len(traces))]
+            rows = [seen.to_json() for seen in gauge.seen]
+            self.journal.append("judged", name=name, seen=rows, counts=counts, unit=answers.unit)
+            line = self.journal.lines[-1]
+        seen = [Seen(row["losses"], row["changed"], [tuple(pair) for pair in row["nats"]]) for row in line["seen"]]
+        return seen, list(line["counts"]), str(line["unit"])
+
+    def best(self, found: Sequence[Sensitivity]) -> list[Judged]:
+        """The plans for the limits under several readings of the costs, best measured first."""
+
+        def within(chosen: Mapping[str, tuple[LayerPlan, ...]], costs: Sequence[Sensitivity]) -> Planned:
+            made = budget.within(self.limits, self.ready.plan, self.ready.structure, chosen, costs)
+            loss, low, high = expected(made, self.chosen, found)
+            return replace(made, loss=loss, low=low, high=high)
+
+        made = variants(within, self.chosen, found)
+        judged = self.measured("readings", list(made.values()), list(made))
+        return sorted(judged, key=lambda one: one.loss)
+
+    def measured(self, name: str, plans: Sequence[Planned], names: Sequence[str]) -> list[Judged]:
+        """Plans with what they lost on the judging text."""
+        seen, counts, _ = self.judge(name, plans)
+        return [Judged(n, planned, *_mean(one, counts)) for n, planned, one in zip(names, plans, seen, strict=True)]
+
+    def frontier(self, found: Sequence[Sensitivity], points: int = POINTS, whole: bool = True) -> list[Planned]:
+        """The best plans for sizes from the smallest to the largest, smallest first. whole: past the limit of bytes."""
+        size = next(one for one in self.limits if one.name == budget.BYTES)
+        limits = [replace(one, limit=math.inf) if whole and one is size else one for one in self.limits]
+        low, high = budget.range_of(limits, self.ready.structure, self.chosen)
+        parts = np.geomspace(max(low - size.fixed, 1), max(high - size.fixed, 1), points)
+        sizes = [low, *(size.fixed + part for part in parts[1:-1]), high]
+        made = [self.at(found, limit) for limit in sizes]
+        return [p for n, p in enumerate(made) if n == 0 or p.totals[budget.BYTES] > made[n - 1].totals[budget.BYTES]]
+
+    def at(self, found: Sequence[Sensitivity], limit: float) -> Planned:
+        """The best plan of `limit` bytes that keeps the other limits."""
+        limits = [replace(one, limit=limit) if one.name == budget.BYTES else one for one in self.limits]
+        return budget.within(limits, self.ready.plan, self.ready.structure, self.chosen, found)
+
+    def smallest(self, found: Sequence[Sensitivity]) -> tuple[list[Planned], list[Judged]]:
+        """The plans to be tried for `--max-drop`, one or two, and the frontier that they were found on."""
+        limit = SPARE * parse_share(self.ready.recipe.max_drop)
+        points = self.frontier(found, POINTS + 2, whole=False)
+        bounds = self._bounds("frontier", points)
+        good = next((n for n, bound in enumerate(bounds) if bound <= limit), len(points) - 1)
+        made = points[good]
+        if good > 0:
+            low, high = (points[n].totals[budget.BYTES] for n in (good - 1, good))
+            between = [self.at(found, low + (high - low) * share) for share in (0.25, 0.5, 0.75)]
+            finer = self._bounds("finer", between)
+            fits = next((n for n, bound in enumerate(finer) if bound <= limit), len(between))
+            made = between[fits] if fits < len(between) else made
+            over = between[fits - 1] if fits else points[good - 1]
+            made = self._repaired(found, over, made, limit)
+        shown = self.measured("frontier", points, [""] * len(points))
+        largest = points[-1]
+        return ([made] if made.totals == largest.totals else [made, largest]), shown
+
+    def _bounds(self, name: str, plans: Sequence[Planned]) -> list[float]:
+        seen, counts, unit = self.judge(name, plans)
+        if name != "frontier":  # the rate of changed answers is that of the frontier, whose small plans change many
+            more, _, _ = self.judge("frontier", [])
+            return expected_bounds(self.ready, [*more, *seen], counts, unit)[len(more) :]
+        return expected_bounds(self.ready, seen, counts, unit)
+
+    def _repaired(self, found: Sequence[Sensitivity], over: Planned, fits: Planned, limit: float) -> Planned:
+        """`over`, which loses too much, with upgrades of most measured gain for their bytes until it does not; `fits`,
+        which does not, where that takes as many bytes."""
+        made = over
+        before = self.measured("before repair", [made], [""])[0].loss
+        for turn in range(ROUNDS):
+            steps = budget.upgrades(made, self.limits, self.ready.structure, self.chosen, found)[:CHANGES]
+            steps = [step for step in steps if step.totals[budget.BYTES] < fits.totals[budget.BYTES]]
+            if not steps:
+                return fits
+            judged = self.measured(f"repair {turn}", steps, [""] * len(steps))
+            bounds = self._bounds(f"repair {turn}", steps)
+            size = made.totals[budget.BYTES]
+            gains = [(before - one.loss) / (one.planned.totals[budget.BYTES] - size) for one in judged]
+            best = int(np.argmax(gains))
+            made, before = judged[best].planned, judged[best].loss
+            if bounds[best] <= limit:
+                return made
+        return fits
+
+    def changes(self, planned: Planned, found: Sequence[Sensitivity]) -> list[Judged]:
+        """Single upgrades of a plan that promise most, and the plan with embedding and head as they were, measured;
+        named after the layers that change. The first one is the plan itself."""
+        steps = budget.upgrades(planned, self.limits, self.ready.structure, self.chosen, found, best=True)[:CHANGES]
+        names = [budget.changed(planned, step) for step in steps]
+        return self.measured("changes", [planned, *steps], ["", *names])
+
+
+def _picks(planned: Planned, chosen: Chosen) -> Picks:
+    """The codes that a plan takes from the bank."""
+    plans = {name: planned.plan.layers[name] for name in chosen}
+    return {name: plan.scheme.name for name, plan in plans.items() if plan.scheme.kind != "dense"}
+
+
+def _mean(seen: Seen, counts: Sequence[int]) -> tuple[float, float, float]:
+    """Loss an answer, and its 95 % interval over texts."""
+    from compress.core.numerics.bootstrap import bootstrap
+
+    sums = np.array([seen.losses, counts], np.float64).T
+    values, bounds = bootstrap(sums, lambda totals: totals[:, :1] / totals[:, 1:], 0)
+    value, (low, high) = float(values[0]), bounds[0]
+    return value, value if low is None else low, value if high is None else high
+
+
+def _short(traces: Sequence[Trace], numbers: Sequence[int]) -> list[int]:
+    """The first of them that hold JUDGE_TOKENS."""
+    found, tokens = [], 0
+    for number in numbers:
+        if tokens >= JUDGE_TOKENS:
+            break
+        found.append(number)
+        tokens += max(tensor.numel() for tensor in traces[number].inputs.values())
+    return found
+
+
+def treated(planned: Planned, chosen: Chosen) -> dict[str, list[str]]:
+    """Layer -> treatment and reason, for the journal."""
+    return {name: [plan.treatment, plan.reason] for name, plan in planned.plan.layers.items() if name in chosen}
+
+
+def as_planned(ready: Prepared, chosen: Chosen, rows: dict[str, list[str]], totals: dict[str, float]) -> Prepared:
+    """The run with the plan that the journal has."""
+    layers: dict[str, LayerPlan] = dict(ready.plan.layers)
+    for name, (treatment, reason) in rows.items():
+        layers[name] = replace(next(p for p in chosen[name] if p.treatment == treatment), reason=reason)
+    layers = budget.tied(layers, ready.structure)
+    size, time = round(totals[budget.BYTES]), totals.get(budget.MS)
+    return replace(ready, plan=replace(ready.plan, layers=layers, predicted_bytes=size, predicted_ms=time))
