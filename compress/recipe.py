@@ -14,6 +14,7 @@ from compress.core.types import BITS, NAMED
 
 DEMO = "demo"
 EVAL_DOCUMENTS, EVAL_ROWS = 16, 500  # held out for measuring: documents of text, labelled rows
+REPARAMS = ("awq", "rotate")
 PROOF_DOCUMENTS = 48  # of text, where a bound is to be shown
 EVAL_WRITTEN = 100  # the same of rows whose answers are written
 
@@ -83,6 +84,9 @@ class Recipe(_Settings):
     smooth: float = Field(
         0.0, ge=0, lt=1, description="SmoothQuant's alpha: outlying inputs smaller, their columns larger; 0: off"
     )
+    reparam: str = Field(
+        "", description="awq: loud inputs' columns rounded finer; rotate: values of attention; several by commas"
+    )
     mixed: bool | None = Field(
         None, description="8 bits where fewer do most damage, as measured; default: encoders at 4 bits"
     )
@@ -142,6 +146,13 @@ class Recipe(_Settings):
             raise ValueError(f"--bits {value} cannot be stored; use 2, 3, 4 or 8")
         return value
 
+    @field_validator("reparam")
+    @classmethod
+    def _reparam(cls, value: str) -> str:
+        if wrong := [name for name in _names(value) if name not in REPARAMS]:
+            raise ValueError(f"--reparam {wrong[0]} is unknown; use {', '.join(REPARAMS)}, or both by a comma")
+        return ",".join(dict.fromkeys(_names(value)))
+
     @field_validator("scheme")
     @classmethod
     def _scheme(cls, value: str) -> str:
@@ -194,6 +205,11 @@ class Recipe(_Settings):
         return value
 
     @property
+    def reparams(self) -> tuple[str, ...]:
+        """What is done to blocks before they are solved, by name."""
+        return _names(self.reparam)
+
+    @property
     def has_budget(self) -> bool:
         """Whether bits are chosen layer by layer, within a size, a time or a loss."""
         return bool(self.max_bytes or self.bpw or self.max_latency or self.max_drop)
@@ -209,6 +225,10 @@ class Recipe(_Settings):
         """(texts, tokens of each) of the request that `max_latency` is about."""
         batch, tokens = self.request.split("x")
         return int(batch), int(tokens)
+
+
+def _names(value: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in value.split(",") if name.strip())
 
 
 class SensitivityRecipe(_Settings):

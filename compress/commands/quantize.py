@@ -81,7 +81,10 @@ def command(
     smooth: float | None = typer.Option(
         None, help="SmoothQuant's alpha, where outlying inputs can be folded away; 0.5 is usual [default: off]."
     ),
-    method: str | None = typer.Option(None, help="gptq or rtn [default: gptq]."),
+    reparam: str | None = typer.Option(
+        None, help="Before layers are solved, same function: awq, rotate, or both by a comma [default: none]."
+    ),
+    method: str | None = typer.Option(None, help="gptq; awq; or rtn, hqq, which need no data [default: gptq]."),
     option: list[str] | None = _run.OPTION,
     embeddings: str | None = typer.Option(
         None, help="keep or int8; a tied head goes with it [default: int8 in encoders]."

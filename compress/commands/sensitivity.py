@@ -26,7 +26,7 @@ def command(
     metric: str | None = typer.Option(
         None, help="gradient: one pass backward; kl: measured, one layer swapped at a time [default: gradient]."
     ),
-    method: str | None = typer.Option(None, help="gptq or rtn [default: gptq]."),
+    method: str | None = typer.Option(None, help="gptq; or rtn, hqq, which need no data [default: gptq]."),
     option: list[str] | None = _run.OPTION,
     data: str | None = typer.Option(
         None, help="txt, md, jsonl, json, csv, tsv, parquet, folder or hub name [default: built-in text]."

@@ -210,7 +210,8 @@ class LayerResult:
     what rounding cost: W is the weight that was solved for. moved: |W - W0|^2 / |W0|^2, how far that is from the
     original's W0, 0 unless it makes good what earlier layers lost.
     fallback: a sentence when the method could not run as planned; never silent.
-    activation: the name of the scheme its input is rounded with, "" for none. smoothed: that input was made smooth.
+    activation: the name of the scheme its input is rounded with, "" for none. reparams: what was done to the input
+    before (smooth, awq, rotate), separated by commas.
     """
 
     layer: str
@@ -229,7 +230,7 @@ class LayerResult:
     moved: float = 0.0
     fallback: str | None = None
     activation: str = ""
-    smoothed: bool = False
+    reparams: str = ""
 
 
 @dataclass(frozen=True)

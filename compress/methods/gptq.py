@@ -27,10 +27,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from compress.core.errors import HessianError, RecipeError
+from compress.core.errors import RecipeError
 from compress.core.numerics.affine import group_size_of, require_codes, symmetric_zero
 from compress.core.numerics.codebook import nearest, snapped
-from compress.core.numerics.curvature import MOST_DAMP, damped, shrunk
+from compress.core.numerics.curvature import MOST_DAMP, damped, require_hessian, shrunk
 from compress.core.numerics.descent import descend
 from compress.core.numerics.grid import (
     Grid,
@@ -118,7 +118,7 @@ def quantize(weight: Tensor, stats: LayerStats | None, scheme: Scheme, options: 
     if stats is None or stats.n_tokens == 0:
         quantized = round_to_nearest(weight, _grid(weight, None, scheme, options), scheme)
         return quantized, "no calibration token reached this layer: rounded to nearest"
-    _require_hessian(stats.hessian, weight.shape[1])
+    require_hessian(stats.hessian, weight.shape[1])
     problem, notes = _problem(stats, options)
     if stats.n_tokens < _FEW * weight.shape[1]:
         notes.append(f"only {stats.n_tokens} tokens reached the {weight.shape[1]} inputs of this layer")
@@ -139,20 +139,6 @@ class _Problem:
     order: Tensor
     factor: Tensor
     cost: Tensor
-
-
-def _require_hessian(hessian: Tensor, in_features: int) -> None:
-    if hessian.shape != (in_features, in_features):
-        raise HessianError(
-            f"a hessian of shape {tuple(hessian.shape)} does not fit {in_features} inputs; "
-            "collect it from this layer's own input"
-        )
-    finite = torch.isfinite(hessian)
-    if not bool(finite.all()):
-        raise HessianError(
-            f"the hessian holds {int((~finite).sum())} values that are not finite; "
-            "calibrate in float32 and look for inf or nan in the block's activations"
-        )
 
 
 def _problem(stats: LayerStats, options: Options) -> tuple[_Problem, list[str]]:

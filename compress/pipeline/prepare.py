@@ -84,7 +84,7 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     notes = [*opened.notes, *plan.notes, *([structure.generic] if structure.generic else [])]
     notes += [early] if early else []
     data, text = None, None
-    reads = mixed or any(reads_text(chosen) for chosen in plan.layers.values())
+    reads = mixed or bool(recipe.reparams) or any(reads_text(chosen) for chosen in plan.layers.values())
     heard = hears(recipe, checkpoint.config) and has_rows(recipe, opened.folder)
     if (reads or recipe.eval_samples != 0) and (because := limits.cannot_stream(checkpoint, structure, heard)):
         notes.append(f"{because}, so that no layer was chosen for eight bits" if mixed else because)

@@ -21,7 +21,7 @@ from compress.core.types import (
 )
 from compress.core.writing import WritingTask
 from compress.measure.size import bits_per_weight, weight_bytes
-from compress.pipeline import budgeted, finish, identity, inputs, judge
+from compress.pipeline import budgeted, finish, identity, inputs, judge, reparams
 from compress.pipeline.answered import with_answers
 from compress.pipeline.collect import MakeCollector
 from compress.pipeline.damage import Trials
@@ -103,7 +103,7 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
         notes=(
             *budgeted.outcome(ready, journal, built.measurements, weight_bytes(out)),
             *ready.notes,
-            *_smoothed(ready.recipe, built.layers),
+            *reparams.sentences(ready.recipe, built.layers),
         ),
         environment=ready.environment,
         reproduce=finish.command_line(ready.recipe, out),
@@ -157,7 +157,7 @@ def _build(run: Run, stages: Stages, hooks: Hooks) -> _Built:
         make=collectors_of(ready.plan, chosen),
         drift=lambda rows, columns: drift(rows, columns, chosen),
         report=hooks.report,
-        smooth=ready.recipe.smooth,
+        reparams=reparams.reparams_of(ready, collectors_of(ready.plan, chosen)),
     )
     layers, blocks = stream.run(streams, outside)
     streams.calibration.clear()  # measuring needs the memory for two vocabularies
@@ -167,13 +167,6 @@ def _build(run: Run, stages: Stages, hooks: Hooks) -> _Built:
     measurements = _measure(ready, streams, outside, store, journal, hooks)
     stages.done("measure")
     return _Built(run, store, layers, extra, blocks, measurements)
-
-
-def _smoothed(recipe: Recipe, layers: list[LayerResult]) -> list[str]:
-    """How far SmoothQuant went, in a sentence."""
-    count = sum(layer.smoothed for layer in layers)
-    rest = "" if count == len(layers) else "; what the others read is used elsewhere too, or is no layer's own"
-    return [f"The inputs of {count} of {len(layers)} layers were smoothed{rest}"] if recipe.smooth else []
 
 
 def _with_damage(run: Run, store: Store, outside: Outside, make: MakeCollector, hooks: Hooks) -> Prepared:

@@ -36,9 +36,9 @@ from compress.core.types import BlockRef, BlockResult, LayerPlan, LayerRef, Laye
 from compress.pipeline.acting import Acting
 from compress.pipeline.collect import Collecting, MakeCollector, collecting
 from compress.pipeline.finished import Finished
+from compress.pipeline.folding import Reparam
 from compress.pipeline.outside import Outside
 from compress.pipeline.replay import Replay, Trace, text_mask
-from compress.pipeline.smooth import Smoother
 from compress.pipeline.solve import Job, Solved, kept_row, solve
 from compress.pipeline.store import Store
 from compress.pipeline.writers import Drift, Writers
@@ -82,7 +82,7 @@ class Solving:
 class Stream:
     """Everything the loop works with. make, drift: make the collectors of one layer input, and of a writer's drift.
 
-    smooth: SmoothQuant's alpha, 0 for none.
+    reparams: what is done to each block's weights before they are solved.
     """
 
     checkpoint: Checkpoint
@@ -93,7 +93,7 @@ class Stream:
     make: MakeCollector
     drift: Callable[[int, int], Drift]
     report: Report
-    smooth: float = 0.0
+    reparams: tuple[Reparam, ...] = ()
 
     def run(self, streams: Streams, outside: Outside) -> tuple[list[LayerResult], list[BlockResult]]:
         """Compress every block that the journal does not have yet; the traces end at the last block's outputs."""
@@ -134,11 +134,12 @@ class Stream:
                 writers.original(self.checkpoint.model, partial(replay.advance, trace, block.index))
         finished = Finished(self.checkpoint.model, block, steps_of(block) if writers is not None else (block,))
         around = partial(outside.installed, "compressed", vocabulary=first)
-        smoothed: list[str] = []
-        if self.smooth:
+        changed: dict[str, list[str]] = {}
+        if self.reparams and streams.calibration:
             with around():
-                smoother = Smoother(self.checkpoint.model, block, self.smooth)
-                smoothed = smoother.smooth(replay, streams.calibration)
+                for reparam in self.reparams:
+                    for name in reparam.change(block, replay, streams.calibration):
+                        changed.setdefault(name, []).append(reparam.name)
         acting = Acting(self.checkpoint.model)
         solved = self._solve(Solving(block, streams.calibration, writers, finished, replay, acting, around))
         with around() if streams.calibration or streams.compressed else nullcontext():
@@ -157,7 +158,7 @@ class Stream:
         result = BlockResult(block.index, block.name, error, cosine, time.perf_counter() - started)
         rows = {item.layer.name: item.result for item in solved}
         results = [rows.get(layer.name) or self._kept(layer) for layer in block.layers]
-        layers = [asdict(row) | {"smoothed": row.layer in smoothed} for row in results]
+        layers = [asdict(row) | {"reparams": ",".join(changed.get(row.layer, ()))} for row in results]
         self.journal.append("block", block=block.index, layers=layers, result=asdict(result))
         self._forget(block)
         release_memory()

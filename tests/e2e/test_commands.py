@@ -64,6 +64,7 @@ def test_defaults_in_help_are_those_of_the_recipe(run: Run) -> None:
         "act_symmetric": ("symmetric by token only", None),
         "embeddings": ("int8 in encoders", "auto"),
         "smooth": ("off", 0.0),
+        "reparam": ("none", ""),
     }
     fields = Recipe.model_fields
     assert {"bits", "group_size", "method", "samples", "seq_len", "eval_samples", "seed", "generate"} <= named.keys()

@@ -73,6 +73,7 @@ def test_bits_and_groups(tmp_path: Path, bits: int, group: int, symmetric: bool)
         ("qwen3", {"bits": 4, "group_size": 16}),
         ("bert", {"method": "rtn", "eval_samples": 0}),
         ("mixtral", {"method": "rtn", "eval_samples": 0}),
+        ("llama", {"method": "hqq", "bits": 3, "eval_samples": 0, "data": "no-such-file.txt"}),  # reads no text
     ],
 )
 def test_other_architectures(tmp_path: Path, name: str, settings: dict[str, Any]) -> None:

@@ -55,7 +55,7 @@ def test_far_channels_cost_less(tmp_path: Path, activations: str) -> None:
         kl[smooth] = next(m.median for m in done.record.measurements if m.name == "kl")
         assert compare_opened(open_artifact(done), read_header(done.probe))["difference"] <= 1e-6
     assert kl[0.5] < 0.5 * kl[0.0]
-    smoothed = {result.role for result in done.record.layers if result.smoothed}
+    smoothed = {result.role for result in done.record.layers if "smooth" in result.reparams}
     assert {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"} <= smoothed
     assert any("layers were smoothed" in note for note in done.record.notes)
 
@@ -70,7 +70,7 @@ def test_far_channels_cost_less(tmp_path: Path, activations: str) -> None:
 )
 def test_only_what_changes_nothing_is_smoothed(tmp_path: Path, name: str, roles: set[str]) -> None:
     done = run(name, save_tiny(name, tmp_path / name), tmp_path / "out", bits=8, activations="static", smooth=0.5)
-    assert {result.role for result in done.record.layers if result.smoothed} == roles
+    assert {result.role for result in done.record.layers if "smooth" in result.reparams} == roles
     assert compare_opened(open_artifact(done), read_header(done.probe))["difference"] <= 1e-6
     line = next(m for m in done.record.measurements if m.name in ("kl", "hidden_cosine"))
     assert line.median < 0.05 if line.name == "kl" else line.median > 0.999

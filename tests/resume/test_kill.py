@@ -67,6 +67,14 @@ def test_every_block_of_an_encoder_decoder(ask: Ask, models: dict[str, Path], tm
         assert found == expected, f"killed {points[kill]}"
 
 
+def test_blocks_that_are_rotated_and_scaled(ask: Ask, models: dict[str, Path], tmp_path: Path) -> None:
+    settings = {"reparam": "rotate,awq", "bits": 3}
+    points, expected = survey(ask, tmp_path / "whole", models["llama"], **settings)
+    kill = [n for n, point in enumerate(points) if point == "after line block"][1]
+    found = kill_and_resume(ask, tmp_path / "killed", models["llama"], points, kill, **settings)
+    assert found == expected
+
+
 def test_in_the_middle_of_assembling_shards(ask: Ask, models: dict[str, Path], tmp_path: Path) -> None:
     # gpt2's weights cannot be packed: dense shards, and shards of codes beside them
     points, expected = survey(ask, tmp_path / "whole", models["gpt2"], **SHARDED)

@@ -13,6 +13,21 @@ from compress.core.types import LayerStats
 MOST_DAMP = 10.0
 
 
+def require_hessian(hessian: Tensor, in_features: int) -> None:
+    """Raises HessianError unless `hessian` is (in_features, in_features) and finite."""
+    if hessian.shape != (in_features, in_features):
+        raise HessianError(
+            f"a hessian of shape {tuple(hessian.shape)} does not fit {in_features} inputs; "
+            "collect it from this layer's own input"
+        )
+    finite = torch.isfinite(hessian)
+    if not bool(finite.all()):
+        raise HessianError(
+            f"the hessian holds {int((~finite).sum())} values that are not finite; "
+            "calibrate in float32 and look for inf or nan in the block's activations"
+        )
+
+
 def trust(stats: LayerStats, shrinkage: float) -> float:
     """n / (n + shrinkage * I) for n tokens of I inputs: how far second moments of so few are believed, 0 to 1."""
     return stats.n_tokens / (stats.n_tokens + shrinkage * stats.hessian.shape[0])
