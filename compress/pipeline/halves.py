@@ -54,15 +54,15 @@ def _texts(ready: Prepared) -> tuple[int, str]:
 
 
 def _said(ready: Prepared, steady: Stability, texts: int, what: str, planned: bool) -> str:
-    ranks = f"ranks of layers by halves of the {texts} {what} correlate at {steady.spearman:.2f}"
+    ranks = f"ranks of layers correlate at {steady.spearman:.2f}"
     if not planned:
-        return f"There is no choice of schemes to make a plan of; {ranks}."
+        return f"There is no choice of schemes to make a plan of: by halves of the {texts} {what} {ranks}."
     saved = steady.saved(texts, MORE)
     verb = "would" if saved >= CHANGES else "would not"
     told = (
-        f"{MORE} more {what} {verb} change the plan (half of the {texts} say otherwise for {steady.differ:.0f} of "
-        f"{steady.layers} layers, at {steady.regret:.1%} more expected loss; {MORE} more would change about "
-        f"{steady.moved(texts, MORE):.0f} and save about {saved:.1%}; {ranks})"
+        f"{MORE} more {what} {verb} change the plan: about {steady.moved(texts, MORE):.0f} of {steady.layers} layers "
+        f"otherwise, for {100 * saved:.1f} % less expected loss (half of the {texts}: {steady.differ:.0f} otherwise, "
+        f"{100 * steady.regret:.1f} % more; {ranks})"
     )
     if saved < CHANGES:
         return f"{told}."

@@ -36,7 +36,7 @@ def rows(record: RunRecord) -> list[Row]:
         made += [Row(before + row.name if before else row.name, row.value, row.note) for row in _side(found, source)]
     stable = record.sensitivity.get("stability") or {}
     if said := stable.get("said"):
-        made.append(Row("More of it", "", words.clean(said, 400)))
+        made.append(Row("More of it", "", words.clean(said.partition(":")[0], 200)))
     return made
 
 

@@ -50,12 +50,11 @@ def said(made: Any, noise: float, texts: int, **kept: Any) -> dict[str, Any]:
 def test_texts_that_agree_and_texts_that_do_not() -> None:
     calm = said(ready(16, 16), 0.0, 16)
     assert calm["said"] == (
-        "128 more sequences would not change the plan (half of the 16 say otherwise for 0 of 6 layers, at 0.0% more "
-        "expected loss; 128 more would change about 0 and save about 0.0%; ranks of layers by halves of the 16 "
-        "sequences correlate at 1.00)."
+        "128 more sequences would not change the plan: about 0 of 6 layers otherwise, for 0.0 % less expected loss "
+        "(half of the 16: 0 otherwise, 0.0 % more; ranks of layers correlate at 1.00)."
     )
     wild = said(ready(16, 16), 2.0, 16)
-    assert wild["said"].startswith("128 more sequences would change the plan (half of the 16 say otherwise for ")
+    assert wild["said"].startswith("128 more sequences would change the plan: about ")
     assert wild["said"].rpartition("--samples ")[2] in ("64.", "128.", "256.", "512.")
     assert wild["regret"] * 128 / 144 > 0.02 > calm["regret"]
     assert said(ready(16, 16), 2.0, 16) == wild
@@ -65,9 +64,9 @@ def test_texts_that_agree_and_texts_that_do_not() -> None:
     ("made", "texts", "more", "sentence"),
     [
         (ready(40, 16), 16, {}, "give more text, this is all there is."),
-        (ready(8, 0, rows=16), 16, {}, "128 more rows would change the plan (half of the 16 say otherwise"),
+        (ready(8, 0, rows=16), 16, {}, "128 more rows would change the plan: about"),
         (ready(3, 3), 3, {}, "3 sequences are too few to tell whether more would change the plan; give 4 or more."),
-        (ready(9, 9), 9, {"schemes": ["int2-g32-sym"]}, "There is no choice of schemes to make a plan of; ranks of"),
+        (ready(9, 9), 9, {"schemes": ["int2-g32-sym"]}, "There is no choice of schemes to make a plan of: by halves"),
     ],
 )
 def test_other_words(made: Any, texts: int, more: dict[str, Any], sentence: str) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
+from typing import Any
 
 import numpy as np
 import pytest
+import scipy.optimize
 
 from compress.plan.knapsack import Choice, least, solve
 
@@ -79,3 +82,19 @@ def test_a_thousand_layers_with_eight_schemes() -> None:
     found = solve(items, {"bytes": limit})
     assert found is not None
     assert total(items, found, "bytes") <= limit * (1 + 1e-9)
+
+
+def test_nothing_that_the_solver_prints_reaches_stdout(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    milp = scipy.optimize.milp
+
+    def loud(*given: Any, **named: Any) -> Any:
+        os.write(1, b"a line from C\n")
+        return milp(*given, **named)
+
+    monkeypatch.setattr(scipy.optimize, "milp", loud)
+    print("before", flush=True)
+    assert solve([[Choice("a", 1.0, {"bytes": 1.0})]], {"bytes": 2.0}) == [0]
+    print("after", flush=True)
+    assert capfd.readouterr().out == "before\nafter\n"
