@@ -14,6 +14,8 @@ from compress.core.types import BITS, NAMED
 DEMO = "demo"
 EVAL_DOCUMENTS, EVAL_ROWS = 16, 500  # held out for measuring: documents of text, labelled rows
 EVAL_WRITTEN = 100  # the same of rows whose answers are written
+FAST_SAMPLES = 16  # calibration sequences of --effort fast
+TUNING = "tune."  # what options of the tuning of blocks begin with
 
 
 class _Settings(BaseModel):
@@ -88,7 +90,10 @@ class Recipe(_Settings):
     )
     plan: str = Field("", description="plan.json whose layers' schemes, methods and options are taken")
     method: str = Field("gptq", description="how codes are solved")
-    options: dict[str, Any] = Field(default_factory=dict, description="options of the method")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the method, tune.NAME of the tuning")
+    effort: Literal["fast", "balanced", "best"] = Field(
+        "balanced", description="fast: 16 calibration sequences; best: blocks tuned against their output afterwards"
+    )
     embeddings: Literal["auto", "keep", "int8"] = Field(
         "auto", description="token embedding (a tied head goes with it); auto: int8 in encoders that are W8A8 or mixed"
     )
@@ -149,6 +154,27 @@ class Recipe(_Settings):
             raise ValueError(f"{budget} chooses bits layer by layer; leave out --{flag}")
         if self.scheme and shown:
             raise ValueError(f"--scheme {self.scheme} says it all; leave out --{shown[0].replace('_', '-')}")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fewer(cls, given: Any) -> Any:
+        fast = isinstance(given, dict) and given.get("effort") == "fast"
+        return {"samples": FAST_SAMPLES, **given} if fast else given
+
+    @model_validator(mode="after")
+    def _one_effort(self) -> Self:
+        said = next((name for name in self.options if name.startswith(TUNING)), None)
+        if self.effort != "best" and said:
+            raise ValueError(
+                f"--option {said} is for the tuning of blocks, and --effort {self.effort} has none; use --effort best"
+            )
+        if self.effort == "best" and self.scheme:
+            raise ValueError(f"--effort best tunes integer codes, and --scheme {self.scheme} has others; use --bits")
+        if self.effort == "best" and self.activations in ("dynamic", "static"):
+            raise ValueError(
+                f"--effort best needs gradients, and none passes --activations {self.activations}; leave out one"
+            )
         return self
 
     @field_validator("group_size")

@@ -14,6 +14,7 @@ EXAMPLES = _run.epilog(
     "compress quantize org/name --bits 3 --group-size 64 --out small",
     "compress quantize ./my-model --max-bytes 90MB     # bits layer by layer, within a budget",
     "compress quantize ./my-model --plan plan.json     # a plan of another run, edited",
+    "compress quantize ./my-model --bits 3 --effort best --option tune.epochs=8    # blocks tuned by gradient",
     "compress quantize ./my-model --bits 8 --embeddings int8 --json > record.json",
     "compress quantize ./my-bert --bits 8 --activations static --data rows.csv   # W8A8 for fixed int8 kernels",
     "compress quantize ./bert --data r.csv --filter lang=en --select :2000    # rows of a task",
@@ -74,6 +75,9 @@ def command(
     ),
     method: str | None = typer.Option(None, help="gptq or rtn [default: gptq]."),
     option: list[str] | None = _run.OPTION,
+    effort: str | None = typer.Option(
+        None, help="fast (less calibration text), balanced, best (blocks tuned afterwards, slow) [default: balanced]."
+    ),
     embeddings: str | None = typer.Option(
         None, help="keep or int8; a tied head goes with it [default: int8 in encoders]."
     ),

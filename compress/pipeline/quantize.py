@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from compress.core import artifact, device
 from compress.core.files import write_json
@@ -19,7 +20,7 @@ from compress.core.types import (
 )
 from compress.core.writing import WritingTask
 from compress.measure.size import bits_per_weight, weight_bytes
-from compress.pipeline import budgeted, finish, identity, inputs, judge
+from compress.pipeline import budgeted, effort, finish, identity, inputs, judge
 from compress.pipeline.answered import with_answers
 from compress.pipeline.collect import MakeCollector
 from compress.pipeline.damage import Trials
@@ -95,8 +96,9 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
         *(ready.checkpoint, ready.structure, ready.plan, store, journal),
         make=collectors_of(ready.plan, chosen),
         drift=lambda rows, columns: drift(rows, columns, chosen),
-        report=hooks.report,
+        report=effort.report_of(ready.recipe, hooks.report),
         smooth=ready.recipe.smooth,
+        tuner=effort.tuner_of(ready.recipe, ready.plan, len(ready.structure.blocks), hooks.report),
     )
     layers, blocks = stream.run(streams, outside)
     streams.calibration.clear()  # measuring needs the memory for two vocabularies
@@ -106,7 +108,8 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     measurements = _measure(ready, streams, outside, store, journal, hooks)
     stages.done("measure")
     hooks.report("writing", 0, 1)
-    _write_artifact(run, store)
+    plan = effort.with_gains(uniform.to_json(ready.plan), layers, blocks)
+    _write_artifact(run, store, plan)
     hooks.report("writing", 1, 1)
     stages.done("write")
     record = RunRecord(
@@ -114,7 +117,7 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
         model=describe(ready),
         artifact=str(out),
         recipe=ready.recipe.model_dump(),
-        plan=uniform.to_json(ready.plan),
+        plan=plan,
         data=ready.data.card if ready.data else {},
         layers=(*layers, *extra),
         blocks=tuple(blocks),
@@ -124,6 +127,7 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
             *budgeted.outcome(ready, journal, measurements, weight_bytes(out)),
             *ready.notes,
             *_smoothed(ready.recipe, layers),
+            *effort.outcome(ready.recipe, layers, blocks),
         ),
         environment=ready.environment,
         reproduce=finish.command_line(ready.recipe, out),
@@ -197,7 +201,7 @@ def _measure(
     return found
 
 
-def _write_artifact(run: Run, store: Store) -> None:
+def _write_artifact(run: Run, store: Store, plan: dict[str, Any]) -> None:
     ready, out = run.ready, run.out
     source = ready.opened.folder
     beside = artifact.companions(source, out)
@@ -211,7 +215,7 @@ def _write_artifact(run: Run, store: Store) -> None:
     artifact.write_config(source, out, ready.dtype, quantization)
     if ready.data is not None and ready.data.heldout.sequences:
         write_probe(out, ready.data.heldout)
-    write_json(out / "compress" / "plan.json", uniform.to_json(ready.plan))
+    write_json(out / "compress" / "plan.json", plan)
     finish.write_readme(out, ready.opened.name, ready.plan, ready.notes, ready.structure.architecture)
     identity.write_manifest(
         out, "compressed-tensors", ready.opened.name, ready.recipe, run.fingerprint, ready.environment
