@@ -14,7 +14,7 @@ from compress.core.types import BITS, NAMED
 DEMO = "demo"
 EVAL_DOCUMENTS, EVAL_ROWS = 16, 500  # held out for measuring: documents of text, labelled rows
 EVAL_WRITTEN = 100  # the same of rows whose answers are written
-FAST_SAMPLES = 16  # calibration sequences of --effort fast
+SAMPLES = {"fast": 16, "balanced": 64, "best": 256}  # calibration sequences by effort
 TUNING = "tune."  # what options of the tuning of blocks begin with
 
 
@@ -92,7 +92,8 @@ class Recipe(_Settings):
     method: str = Field("gptq", description="how codes are solved")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the method, tune.NAME of the tuning")
     effort: Literal["fast", "balanced", "best"] = Field(
-        "balanced", description="fast: 16 calibration sequences; best: blocks tuned against their output afterwards"
+        "balanced",
+        description="fast, balanced, best: 16, 64, 256 samples; best: blocks tuned against their output, too",
     )
     embeddings: Literal["auto", "keep", "int8"] = Field(
         "auto", description="token embedding (a tied head goes with it); auto: int8 in encoders that are W8A8 or mixed"
@@ -103,7 +104,7 @@ class Recipe(_Settings):
 
     data: str | None = Field(None, description="calibration file, folder or hub name; default: built-in text")
     text_column: str | None = Field(None, description="column that holds the text")
-    samples: int = Field(64, ge=1, description="calibration sequences")
+    samples: int = Field(SAMPLES["balanced"], ge=1, description="calibration sequences; default: by effort")
     seq_len: int = Field(512, ge=8, description="tokens per sequence")
     eval_samples: int | None = Field(
         None,
@@ -158,9 +159,9 @@ class Recipe(_Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _fewer(cls, given: Any) -> Any:
-        fast = isinstance(given, dict) and given.get("effort") == "fast"
-        return {"samples": FAST_SAMPLES, **given} if fast else given
+    def _samples_by_effort(cls, given: Any) -> Any:
+        known = isinstance(given, dict) and given.get("effort") in SAMPLES
+        return {"samples": SAMPLES[given["effort"]], **given} if known else given
 
     @model_validator(mode="after")
     def _one_effort(self) -> Self:

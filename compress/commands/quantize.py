@@ -14,7 +14,7 @@ EXAMPLES = _run.epilog(
     "compress quantize org/name --bits 3 --group-size 64 --out small",
     "compress quantize ./my-model --max-bytes 90MB     # bits layer by layer, within a budget",
     "compress quantize ./my-model --plan plan.json     # a plan of another run, edited",
-    "compress quantize ./my-model --bits 3 --effort best --option tune.epochs=8    # blocks tuned by gradient",
+    "compress quantize ./my-model --bits 3 --effort best     # slow: more text, and blocks tuned by gradient",
     "compress quantize ./my-model --bits 8 --embeddings int8 --json > record.json",
     "compress quantize ./my-bert --bits 8 --activations static --data rows.csv   # W8A8 for fixed int8 kernels",
     "compress quantize ./bert --data r.csv --filter lang=en --select :2000    # rows of a task",
@@ -76,7 +76,7 @@ def command(
     method: str | None = typer.Option(None, help="gptq or rtn [default: gptq]."),
     option: list[str] | None = _run.OPTION,
     effort: str | None = typer.Option(
-        None, help="fast (less calibration text), balanced, best (blocks tuned afterwards, slow) [default: balanced]."
+        None, help="fast, balanced, best: more text each; best tunes blocks by gradient, too [default: balanced]."
     ),
     embeddings: str | None = typer.Option(
         None, help="keep or int8; a tied head goes with it [default: int8 in encoders]."
@@ -87,7 +87,7 @@ def command(
         None, help="txt, md, jsonl, json, csv, tsv, parquet, folder or hub name [default: built-in text]."
     ),
     text_column: str | None = typer.Option(None, help="Column that holds the text [default: guessed]."),
-    samples: int | None = typer.Option(None, help="Calibration sequences [default: 64]."),
+    samples: int | None = typer.Option(None, help="Calibration sequences [default: 64; fast 16, best 256]."),
     seq_len: int | None = typer.Option(None, help="Tokens per sequence [default: 512]."),
     task: str | None = typer.Option(None, help="What the model is for [default: auto, by its class]."),
     columns: list[str] | None = _run.COLUMNS,

@@ -39,8 +39,8 @@ class BlockText:
 class Tuned:
     """A block after it was tuned. layers: of every part, its new codes and scales.
 
-    before, after: the error of the block's output, the mean over calibration tokens and outputs of count * (y - y')^2;
-    after is never above before.
+    before, after: the error of the block's output, the mean over calibration tokens (some, where there are many)
+    and outputs of count * (y - y')^2; after is never above before.
     """
 
     layers: dict[str, QTensor]

@@ -108,8 +108,7 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     measurements = _measure(ready, streams, outside, store, journal, hooks)
     stages.done("measure")
     hooks.report("writing", 0, 1)
-    plan = effort.with_gains(uniform.to_json(ready.plan), layers, blocks)
-    _write_artifact(run, store, plan)
+    _write_artifact(run, store, plan := effort.with_gains(uniform.to_json(ready.plan), layers, blocks))
     hooks.report("writing", 1, 1)
     stages.done("write")
     record = RunRecord(

@@ -12,7 +12,7 @@ import torch
 from compress.core.errors import RecipeError
 from compress.core.numerics.affine import round_to_storage
 from compress.core.safetensors_file import read_header
-from compress.recipe import FAST_SAMPLES, Recipe
+from compress.recipe import Recipe
 from export.source import Source
 from export.verify import compare_opened
 from tests.rebuild import Run, compress_in_memory, open_artifact, open_original, run
@@ -110,10 +110,12 @@ def test_contradictions_are_refused(settings: dict[str, Any], said: str) -> None
 def test_an_unknown_option_of_the_tuning_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"has no option 'epoch'; it has epochs"):
         best("llama", tmp_path, options={"tune.epoch": 3})
-    with pytest.raises(RecipeError, match=r"tune\.epochs 0"):
-        best("llama", tmp_path, options={"tune.epochs": 0})
+    with pytest.raises(RecipeError, match=r"tune\.epochs -1"):
+        best("llama", tmp_path, options={"tune.epochs": -1})
 
 
-def test_fast_reads_less_text_unless_told() -> None:
-    assert Recipe.build(effort="fast").samples == FAST_SAMPLES < Recipe.build().samples
+def test_text_grows_with_effort_unless_told() -> None:
+    assert [Recipe.build(effort=effort).samples for effort in ("fast", "balanced", "best")] == [16, 64, 256]
+    assert Recipe.build().samples == 64
     assert Recipe.build(effort="fast", samples=64).samples == 64
+    assert Recipe(**Recipe.build(effort="best", samples=64).model_dump()).samples == 64

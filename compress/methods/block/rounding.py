@@ -25,8 +25,11 @@ from compress.core.errors import RecipeError
 from compress.core.numerics.affine import per_column, round_to_storage, symmetric_zero, to_groups
 from compress.core.types import QTensor
 
+STEPS, MOST = 96, 4
 FULL = 32
 """Steps from which the whole way is gone."""
+JUDGED = 32
+"""Batches that the error is measured on, before and after."""
 _EDGE = 0.499  # a weight that far from the middle of its code is still rounded to it
 _BETAS = (0.9, 0.99)
 _WARM = 0.1  # share of the steps in which the rates grow
@@ -36,21 +39,21 @@ _WARM = 0.1  # share of the steps in which the rates grow
 class Options:
     """Settings of the tuning.
 
-    epochs: passes over the calibration text. travel: how far a weight that is pulled one way all the time moves in all,
-    in codes, by however many steps; 0 leaves codes as they are. stretch: the same of scales, as a share of
-    themselves. reach: how far a code may end from where it was solved. lean: 0 starts weights in the middle of their
-    codes, 1 where the original's are, as far as their codes reach.
+    epochs: passes over the calibration text; 0: as many as make STEPS steps, up to MOST. travel: how far a weight that
+    is pulled one way all the time moves in all, in codes, by however many steps; 0 leaves codes as they are. stretch:
+    the same of scales, as a share of themselves. reach: how far a code may end from where it was solved. lean: 0 starts
+    weights in the middle of their codes, 1 where the original's are, as far as their codes reach.
     """
 
-    epochs: int = 2
-    travel: float = 0.3
-    stretch: float = 0.1
+    epochs: int = 0
+    travel: float = 0.4
+    stretch: float = 0.12
     reach: float = 1.0
     lean: float = 0.8
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise RecipeError(f"tune.epochs {self.epochs} tunes nothing; use 1 or more, or leave out --effort best")
+        if self.epochs < 0:
+            raise RecipeError(f"tune.epochs {self.epochs} is impossible; use 1 or more, or 0 to have it chosen")
         for name, low, high in (("travel", 0, 4), ("stretch", 0, 0.5), ("reach", 0, 2), ("lean", 0, 1)):
             if not low <= getattr(self, name) <= high:
                 raise RecipeError(f"tune.{name} {getattr(self, name)} is out of range; use {low} to {high}")
@@ -66,14 +69,15 @@ def tune(
     """`parts` with the codes and scales that bring the block's output nearest to what is wanted.
 
     Codes end within their bits and `reach`, scales on the grid they are stored on; zeros stay. Where the error is not
-    lower than at the start, parts are returned as they came. Cost: 3 forward passes of the block for each epoch, and 2.
-    Memory: 5 numbers for each weight, and the graph of one batch.
+    lower than at the start, parts are returned as they came. Cost: 3 forward passes of the block for each epoch, and 2
+    of JUDGED batches. Memory: 5 numbers for each weight, and the graph of one batch.
     """
     layers = {name: _Layer(part, options) for name, part in parts.items()}
     before = judged(layers, text)
-    shares = shares_of(options.epochs * text.batches)
+    epochs = options.epochs or min(MOST, math.ceil(STEPS / text.batches))
+    shares = shares_of(epochs * text.batches)
     step = 0
-    for _ in range(options.epochs):
+    for _ in range(epochs):
         for batch in torch.randperm(text.batches, generator=generator).tolist():
             for name, gradient in gradients_of(layers, text, batch).items():
                 layers[name].move(gradient, shares[step])
@@ -102,9 +106,9 @@ def error_of(output: Tensor, wanted: Tensor, counts: Tensor) -> Tensor:
 
 @torch.no_grad()
 def judged(layers: Mapping[str, _Layer], text: BlockText) -> float:
-    """The mean of all batches' errors."""
+    """The mean of the first batches' errors."""
     weights = {name: layer.weight() for name, layer in layers.items()}
-    errors = [float(error_of(text.output(n, weights), *text.wanted(n))) for n in range(text.batches)]
+    errors = [float(error_of(text.output(n, weights), *text.wanted(n))) for n in range(min(text.batches, JUDGED))]
     return sum(errors) / len(errors)
 
 

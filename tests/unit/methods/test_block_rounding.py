@@ -175,7 +175,7 @@ def test_layers_that_are_not_reached_stay() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"epochs": 0}, "tune.epochs 0"), ({"travel": -1.0}, "tune.travel"), ({"reach": 3.0}, "tune.reach 3.0"),
+    [({"epochs": -1}, "tune.epochs -1"), ({"travel": -1.0}, "tune.travel"), ({"reach": 3.0}, "tune.reach 3.0"),
      ({"stretch": 1.0}, "tune.stretch"), ({"lean": 2.0}, "tune.lean")],
 )  # fmt: skip
 def test_impossible_options_are_refused(settings: dict[str, float], said: str) -> None:
