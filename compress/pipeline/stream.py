@@ -2,8 +2,9 @@
 
 Memory: one block in float32 (its original weights, then its compressed ones, and one stack of layers at a time in the
 solver) + the statistics of one step of that block + the activations of calibration and held-out text (both twice,
-original and compressed, and calibration once more after attention) + one shard being written. Not the model: twelve
-blocks or forty-eight take the same.
+original and compressed, and calibration once more after attention) + one shard being written; where blocks are tuned,
+five numbers more for each weight of the block and the graph of one batch. Not the model: twelve blocks or forty-eight
+take the same.
 
 A block is solved in steps (what feeds attention, what attention feeds, ...), each on the inputs that the steps before
 it, compressed already, leave; layers that write to the residual stream are solved for the stream of the original model.
