@@ -12,7 +12,7 @@ from compress.core.device import share_cores
 
 SUITES = (
     "startup", "quality", "speed", "memory", "exactness", "resume", "peft_methods", "demo", "tasks", "onnx", "exports",
-    "formats", "sensitivity", "calibration", "plans", "drops", "latency", "candidates",
+    "formats", "sensitivity", "calibration", "plans", "drops", "latency", "candidates", "efforts",
 )  # fmt: skip
 
 

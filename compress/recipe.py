@@ -17,6 +17,8 @@ EVAL_DOCUMENTS, EVAL_ROWS = 16, 500  # held out for measuring: documents of text
 REPARAMS = ("awq", "rotate")
 PROOF_DOCUMENTS = 48  # of text, where a bound is to be shown
 EVAL_WRITTEN = 100  # the same of rows whose answers are written
+SAMPLES = {"fast": 16, "balanced": 64, "best": 256}  # calibration sequences by effort
+TUNING = "tune."  # what options of the tuning of blocks begin with
 
 
 _TIME = r"(\d+(?:\.\d+)?)\s*(ms|s|us)"
@@ -104,7 +106,11 @@ class Recipe(_Settings):
     )
     plan: str = Field("", description="plan.json whose layers' schemes, methods and options are taken")
     method: str = Field("gptq", description="how codes are solved")
-    options: dict[str, Any] = Field(default_factory=dict, description="options of the method")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the method, tune.NAME of the tuning")
+    effort: Literal["fast", "balanced", "best"] = Field(
+        "balanced",
+        description="fast, balanced, best: 16, 64, 256 samples; best: blocks tuned against their output, too",
+    )
     embeddings: Literal["auto", "keep", "int8"] = Field(
         "auto", description="token embedding (a tied head goes with it); auto: int8 in encoders that are W8A8 or mixed"
     )
@@ -117,7 +123,7 @@ class Recipe(_Settings):
         None, description="sample of what the model is used on: how far is calibration text from it?"
     )
     text_column: str | None = Field(None, description="column that holds the text")
-    samples: int = Field(64, ge=1, description="calibration sequences")
+    samples: int = Field(SAMPLES["balanced"], ge=1, description="calibration sequences; default: by effort")
     seq_len: int = Field(512, ge=8, description="tokens per sequence")
     eval_samples: int | None = Field(
         None,
@@ -196,6 +202,27 @@ class Recipe(_Settings):
         if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,5}", value):
             raise ValueError(f"--request {value} is not understood; write texts x tokens, like 1x128")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _samples_by_effort(cls, given: Any) -> Any:
+        known = isinstance(given, dict) and given.get("effort") in SAMPLES
+        return {"samples": SAMPLES[given["effort"]], **given} if known else given
+
+    @model_validator(mode="after")
+    def _one_effort(self) -> Self:
+        said = next((name for name in self.options if name.startswith(TUNING)), None)
+        if self.effort != "best" and said:
+            raise ValueError(
+                f"--option {said} is for the tuning of blocks, and --effort {self.effort} has none; use --effort best"
+            )
+        if self.effort == "best" and self.scheme:
+            raise ValueError(f"--effort best tunes integer codes, and --scheme {self.scheme} has others; use --bits")
+        if self.effort == "best" and self.activations in ("dynamic", "static"):
+            raise ValueError(
+                f"--effort best needs gradients, and none passes --activations {self.activations}; leave out one"
+            )
+        return self
 
     @field_validator("group_size")
     @classmethod

@@ -9,8 +9,15 @@ from compress.core import registry
 
 
 def method_options(kind: str = "method") -> list[str]:
-    """One line a method: `gptq: damp=0.01 act_order=True scales=hessian|mse|minmax ...`, the default first."""
-    return [f"{name}: {' '.join(_fields(file))}".rstrip(": ") for name, file in registry.files(kind).items()]
+    """One line a method: `gptq: damp=0.01 act_order=True scales=hessian|mse|minmax ...`, the default first.
+
+    Methods that quantize are followed by those that tune blocks: `--effort best: tune.epochs=0 ...`.
+    """
+    lines = [f"{name}: {' '.join(_fields(file))}".rstrip(": ") for name, file in registry.files(kind).items()]
+    if kind == "method":
+        tuned = [field for file in registry.files("block-method").values() for field in _fields(file)]
+        lines.append(f"--effort best: {' '.join(f'tune.{field}' for field in tuned)}")
+    return lines
 
 
 def _fields(file: Path) -> list[str]:

@@ -15,6 +15,7 @@ EXAMPLES = _run.epilog(
     "compress quantize ./my-model --max-bytes 90MB     # bits layer by layer, within a budget",
     "compress quantize ./my-bert --max-latency 8ms --to onnx      # of a text of 128 tokens in onnxruntime, here",
     "compress quantize ./my-model --plan plan.json     # a plan of another run, edited",
+    "compress quantize ./my-model --bits 3 --effort best     # slow: more text, and blocks tuned by gradient",
     "compress quantize ./my-model --bits 8 --embeddings int8 --json > record.json",
     "compress quantize ./my-bert --bits 8 --activations static --data rows.csv   # W8A8 for fixed int8 kernels",
     "compress quantize ./bert --data r.csv --filter lang=en --select :2000    # rows of a task",
@@ -86,6 +87,9 @@ def command(
     ),
     method: str | None = typer.Option(None, help="gptq; awq; or rtn, hqq, which need no data [default: gptq]."),
     option: list[str] | None = _run.OPTION,
+    effort: str | None = typer.Option(
+        None, help="fast, balanced, best: more text each; best tunes blocks by gradient, too [default: balanced]."
+    ),
     embeddings: str | None = typer.Option(
         None, help="keep or int8; a tied head goes with it [default: int8 in encoders]."
     ),
@@ -96,7 +100,7 @@ def command(
     ),
     like: str | None = _run.LIKE,
     text_column: str | None = typer.Option(None, help="Column that holds the text [default: guessed]."),
-    samples: int | None = typer.Option(None, help="Calibration sequences [default: 64]."),
+    samples: int | None = typer.Option(None, help="Calibration sequences [default: 64; fast 16, best 256]."),
     seq_len: int | None = typer.Option(None, help="Tokens per sequence [default: 512]."),
     task: str | None = typer.Option(None, help="What the model is for [default: auto, by its class]."),
     columns: list[str] | None = _run.COLUMNS,

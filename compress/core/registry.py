@@ -14,6 +14,7 @@ HOMES = {
     "method": ("compress.methods", "METHOD"),
     "format": ("export.formats", "EXPORT"),
     "runtime": ("export.runtimes", "RUNTIME"),
+    "block-method": ("compress.methods.block", "METHOD"),
     "collector": ("calibrate.collectors", "COLLECTOR"),
     "task": ("compress.core.tasks", "TASK"),
     "tuning": ("compress.train.methods", "TUNING"),
@@ -23,7 +24,9 @@ HOMES = {
 def names(kind: str) -> list[str]:
     """The registered names of a kind, found by listing files; nothing is imported but the package."""
     package = importlib.import_module(HOMES[kind][0])
-    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__) if m.name[0] != "_")
+    return sorted(
+        m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__) if m.name[0] != "_" and not m.ispkg
+    )
 
 
 def files(kind: str) -> dict[str, Path]:

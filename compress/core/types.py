@@ -212,6 +212,8 @@ class LayerResult:
     fallback: a sentence when the method could not run as planned; never silent.
     activation: the name of the scheme its input is rounded with, "" for none. reparams: what was done to the input
     before (smooth, awq, rotate), separated by commas.
+    recoded, rescaled: shares of its codes and scales that tuning the block moved; errors are those from before.
+    untuned: why it was left as it was solved when the block was tuned.
     """
 
     layer: str
@@ -231,17 +233,26 @@ class LayerResult:
     fallback: str | None = None
     activation: str = ""
     reparams: str = ""
+    recoded: float = 0.0
+    rescaled: float = 0.0
+    untuned: str = ""
 
 
 @dataclass(frozen=True)
 class BlockResult:
-    """One block after it was committed. hidden_error: held-out |h - h'|^2 / |h|^2 at the block's output."""
+    """One block after it was committed. hidden_error: held-out |h - h'|^2 / |h|^2 at the block's output.
+
+    solved_error, tuned_error: of a block that was tuned, the same on calibration text before and after, each token
+    relative to its own energy (compress.core.block_method).
+    """
 
     block: int
     name: str
     hidden_error: float
     hidden_cosine: float
     seconds: float
+    solved_error: float | None = None
+    tuned_error: float | None = None
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from compress.core.registry import load
 from compress.core.task import Context
 from compress.core.types import Plan, Structure
 from compress.core.writing import WritingTask
-from compress.pipeline import fitness, identity, inputs, judge, like, limits
+from compress.pipeline import effort, fitness, identity, inputs, judge, like, limits
 from compress.pipeline.collect import Collector, Counted, MakeCollector
 from compress.pipeline.hooks import Hooks
 from compress.pipeline.labelled import find_labelled, has_rows, hears
 from compress.pipeline.pairs import prepared_pairs
 from compress.pipeline.replay import Trace
-from compress.pipeline.stream import Streams, needs_of, reads_text, text_inputs
+from compress.pipeline.stream import Streams, corrects, reads_text, text_inputs
 from compress.pipeline.task_text import TaskText, prepared, task_text, with_all_held_out
 from compress.plan import edited, uniform
 from compress.plan.activations import choose_activation
@@ -53,7 +53,8 @@ class Prepared:
 def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     """Open the model, find its structure, make the plan and the token sets. Nothing is written."""
     method = load("method", recipe.method)
-    options = inputs.method_options(method, recipe)
+    solving = recipe.model_copy(update={"options": effort.own_options(recipe)})
+    options = inputs.method_options(method, solving)
     artifact.parse_size(recipe.max_shard_size)  # wrong settings are refused before anything is written
     device.pick_device(recipe.device)
     opened = resolve(recipe.model, recipe.allow_pickle, hooks.say)
@@ -62,7 +63,7 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     structure = find_structure(checkpoint.model, checkpoint.config)
     first = structure.layers[0].param if structure.layers else next(iter(checkpoint.sources))
     dtype = uniform.storage_dtype(recipe, checkpoint.dtype_of(first))
-    recipe = recipe.model_copy(update={"options": options})
+    recipe = effort.settled(recipe, options)
     rules = rules_of(recipe, checkpoint, structure)
     encoder = judge.reads_only(checkpoint.model)
     activation = choose_activation(recipe, structure, encoder)
@@ -72,7 +73,7 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     early = limits.opens_one_scheme(checkpoint, structure, recipe) if mixed or recipe.has_budget else None
     mixed = mixed and early is None
     plan = uniform.make_plan(
-        recipe,
+        recipe.model_copy(update={"options": options}),
         structure,
         rules,
         dtype,
@@ -84,7 +85,8 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     notes = [*opened.notes, *plan.notes, *([structure.generic] if structure.generic else [])]
     notes += [early] if early else []
     data, text = None, None
-    reads = mixed or bool(recipe.reparams) or any(reads_text(chosen) for chosen in plan.layers.values())
+    reads = mixed or recipe.effort == "best" or bool(recipe.reparams)
+    reads = reads or any(reads_text(chosen) for chosen in plan.layers.values())
     heard = hears(recipe, checkpoint.config) and has_rows(recipe, opened.folder)
     if (reads or recipe.eval_samples != 0) and (because := limits.cannot_stream(checkpoint, structure, heard)):
         notes.append(f"{because}, so that no layer was chosen for eight bits" if mixed else because)
@@ -159,7 +161,7 @@ def make_streams(ready: Prepared) -> Streams:
         made = text_inputs(tokens.sequences, pairs) if ready.text is None else ready.text.inputs(calibration)
         return [Trace(inputs) for inputs in made]
 
-    compared = any("drift" in needs_of(plan) for plan in ready.plan.layers.values())
+    compared = corrects(ready.plan) or ready.recipe.effort == "best"
     return Streams(traces(True), traces(True) if compared else [], traces(False), traces(False))
 
 

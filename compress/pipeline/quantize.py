@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from compress.core import artifact, device
 from compress.core.files import write_json
@@ -21,7 +22,7 @@ from compress.core.types import (
 )
 from compress.core.writing import WritingTask
 from compress.measure.size import bits_per_weight, weight_bytes
-from compress.pipeline import budgeted, finish, identity, inputs, judge, reparams
+from compress.pipeline import budgeted, effort, finish, identity, inputs, judge, reparams
 from compress.pipeline.answered import with_answers
 from compress.pipeline.collect import MakeCollector
 from compress.pipeline.damage import Trials
@@ -86,7 +87,8 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
         built = _build(_planned(run, stages, hooks), stages, hooks)
     ready, out, store = built.run.ready, run.out, built.store
     hooks.report("writing", 0, 1)
-    _write_artifact(built.run, store)
+    plan = effort.with_gains(uniform.to_json(ready.plan), built.layers, built.blocks)
+    _write_artifact(built.run, store, plan)
     hooks.report("writing", 1, 1)
     stages.done("write")
     record = RunRecord(
@@ -94,7 +96,7 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
         model=describe(ready),
         artifact=str(out),
         recipe=ready.recipe.model_dump(),
-        plan=uniform.to_json(ready.plan),
+        plan=plan,
         data=ready.data.card if ready.data else {},
         layers=(*built.layers, *built.extra),
         blocks=tuple(built.blocks),
@@ -104,6 +106,7 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
             *budgeted.outcome(ready, journal, built.measurements, weight_bytes(out)),
             *ready.notes,
             *reparams.sentences(ready.recipe, built.layers),
+            *effort.outcome(ready.recipe, built.layers, built.blocks),
         ),
         environment=ready.environment,
         reproduce=finish.command_line(ready.recipe, out),
@@ -156,7 +159,8 @@ def _build(run: Run, stages: Stages, hooks: Hooks) -> _Built:
         *(ready.checkpoint, ready.structure, ready.plan, store, journal),
         make=collectors_of(ready.plan, chosen),
         drift=lambda rows, columns: drift(rows, columns, chosen),
-        report=hooks.report,
+        report=effort.report_of(ready.recipe, hooks.report),
+        tuner=effort.tuner_of(ready.recipe, ready.plan, len(ready.structure.blocks), hooks.report),
         reparams=reparams.reparams_of(ready, collectors_of(ready.plan, chosen)),
     )
     layers, blocks = stream.run(streams, outside)
@@ -220,7 +224,7 @@ def _measure(
     return found
 
 
-def _write_artifact(run: Run, store: Store) -> None:
+def _write_artifact(run: Run, store: Store, plan: dict[str, Any]) -> None:
     ready, out = run.ready, run.out
     source = ready.opened.folder
     beside = artifact.companions(source, out)
@@ -234,7 +238,7 @@ def _write_artifact(run: Run, store: Store) -> None:
     artifact.write_config(source, out, ready.dtype, quantization)
     if ready.data is not None and ready.data.heldout.sequences:
         write_probe(out, ready.data.heldout)
-    write_json(out / "compress" / "plan.json", uniform.to_json(ready.plan))
+    write_json(out / "compress" / "plan.json", plan)
     finish.write_readme(out, ready.opened.name, ready.plan, ready.notes, ready.structure.architecture)
     identity.write_manifest(
         out, "compressed-tensors", ready.opened.name, ready.recipe, run.fingerprint, ready.environment

@@ -129,6 +129,13 @@ class Replay:
         self._target, self._trace = None, given
         return self.model(**trace.inputs), leaves
 
+    def output(self, trace: Trace, index: int) -> Tensor:
+        """What `run` returns, with the graph that made it where gradients are enabled; hidden states that are recorded
+        in the trace are no part of it."""
+        self._run(trace, index)
+        hidden: Tensor = self._output[0]
+        return hidden
+
     @torch.no_grad()
     def finish(self, trace: Trace, logits_to_keep: Tensor | None = None) -> Any:
         """The model's own output with every block played back; logits at some positions only, where it can."""

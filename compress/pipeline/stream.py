@@ -2,8 +2,9 @@
 
 Memory: one block in float32 (its original weights, then its compressed ones, and one stack of layers at a time in the
 solver) + the statistics of one step of that block + the activations of calibration and held-out text (both twice,
-original and compressed, and calibration once more after attention) + one shard being written. Not the model: twelve
-blocks or forty-eight take the same.
+original and compressed, and calibration once more after attention) + one shard being written; where blocks are tuned,
+five numbers more for each weight of the block and the graph of one batch. Not the model: twelve blocks or forty-eight
+take the same.
 
 A block is solved in steps (what feeds attention, what attention feeds, ...), each on the inputs that the steps before
 it, compressed already, leave; layers that write to the residual stream are solved for the stream of the original model.
@@ -34,6 +35,7 @@ from compress.core.journal import Journal
 from compress.core.registry import load
 from compress.core.types import BlockRef, BlockResult, LayerPlan, LayerRef, LayerResult, Plan, Structure
 from compress.pipeline.acting import Acting
+from compress.pipeline.blockwise import Sides, Tuner
 from compress.pipeline.collect import Collecting, MakeCollector, collecting
 from compress.pipeline.finished import Finished
 from compress.pipeline.folding import Reparam
@@ -50,7 +52,7 @@ Report = Callable[[str, int, int], None]  # stage, done, total
 class Streams:
     """The text on its way, batch by batch: calibration and held-out, each through both models.
 
-    reference: calibration through the original model; empty when no method asks for it.
+    reference: calibration through the original model; empty when nothing asks for it.
     """
 
     calibration: list[Trace]
@@ -82,7 +84,8 @@ class Solving:
 class Stream:
     """Everything the loop works with. make, drift: make the collectors of one layer input, and of a writer's drift.
 
-    reparams: what is done to each block's weights before they are solved.
+    reparams: what is done to each block's weights before they are solved. tuner: of whole blocks, after their layers
+    are solved.
     """
 
     checkpoint: Checkpoint
@@ -94,6 +97,7 @@ class Stream:
     drift: Callable[[int, int], Drift]
     report: Report
     reparams: tuple[Reparam, ...] = ()
+    tuner: Tuner | None = None
 
     def run(self, streams: Streams, outside: Outside) -> tuple[list[LayerResult], list[BlockResult]]:
         """Compress every block that the journal does not have yet; the traces end at the last block's outputs."""
@@ -125,13 +129,16 @@ class Stream:
         started = time.perf_counter()
         self.checkpoint.fill(block.name)
         first = block.position == 0
-        writers = Writers(block, self.drift) if streams.reference else None
+        writers = Writers(block, self.drift) if streams.reference and corrects(self.plan) else None
         with outside.installed("original", vocabulary=first and bool(streams.original or streams.reference)):
             for trace in streams.original:
                 replay.advance(trace, block.index)
             for trace in streams.reference:
-                assert writers is not None
-                writers.original(self.checkpoint.model, partial(replay.advance, trace, block.index))
+                forward = partial(replay.advance, trace, block.index)
+                if writers is None:
+                    forward()
+                else:
+                    writers.original(self.checkpoint.model, forward)
         finished = Finished(self.checkpoint.model, block, steps_of(block) if writers is not None else (block,))
         around = partial(outside.installed, "compressed", vocabulary=first)
         changed: dict[str, list[str]] = {}
@@ -141,9 +148,18 @@ class Stream:
                     for name in reparam.change(block, replay, streams.calibration):
                         changed.setdefault(name, []).append(reparam.name)
         acting = Acting(self.checkpoint.model)
+        originals = self._weights(block) if self.tuner is not None else {}
         solved = self._solve(Solving(block, streams.calibration, writers, finished, replay, acting, around))
+        tuned = None
+        if self.tuner is not None:
+            with around():
+                sides = Sides(replay, streams.calibration, streams.reference)
+                solved, tuned = self.tuner.tune(block, solved, originals, sides)
+            originals.clear()
+            for item in solved:
+                self.store.apply(item, self.checkpoint.model)
         with around() if streams.calibration or streams.compressed else nullcontext():
-            with finished.playing():
+            with finished.playing() if tuned is None else nullcontext():  # what it kept is of the weights before
                 for number, trace in enumerate(streams.calibration):
                     finished.batch = number
                     replay.advance(trace, block.index)
@@ -155,7 +171,8 @@ class Stream:
         empty(self.checkpoint.model.get_submodule(block.name))
         if streams.all:
             self.store.write_state(block, streams.all)
-        result = BlockResult(block.index, block.name, error, cosine, time.perf_counter() - started)
+        gain = (None, None) if tuned is None else (tuned.before, tuned.after)
+        result = BlockResult(block.index, block.name, error, cosine, time.perf_counter() - started, *gain)
         rows = {item.layer.name: item.result for item in solved}
         results = [rows.get(layer.name) or self._kept(layer) for layer in block.layers]
         layers = [asdict(row) | {"reparams": ",".join(changed.get(row.layer, ()))} for row in results]
@@ -166,6 +183,11 @@ class Stream:
     def _kept(self, layer: LayerRef) -> LayerResult:
         before = self.checkpoint.dtype_of(layer.param).itemsize
         return kept_row(layer, self.plan.layers[layer.name], before, self.store.dtype.itemsize)
+
+    def _weights(self, block: BlockRef) -> dict[str, Tensor]:
+        """The matrices of the block as they are now, by layer."""
+        model = self.checkpoint.model
+        return {layer.name: read_weight(layer, model.get_parameter(layer.param)) for layer in block.layers}
 
     def _forget(self, block: BlockRef) -> None:
         """The state before this block is needed no longer, unless it is the end of a stack."""
@@ -230,6 +252,11 @@ def needs_of(plan: LayerPlan) -> tuple[str, ...]:
         return ()
     method = load("method", plan.method)
     return tuple(method.needs(method.options(**plan.options)))
+
+
+def corrects(plan: Plan) -> bool:
+    """Whether layers are solved for the original model's stream, so that its text has to run beside."""
+    return any("drift" in needs_of(layer) for layer in plan.layers.values())
 
 
 def reads_text(plan: LayerPlan) -> bool:

@@ -312,7 +312,12 @@ def _layer(x: LayerResult) -> list[Cell | str]:
 
 
 def _moved(x: LayerResult) -> str:
-    return f"moved {words.percent(x.moved)}" if x.moved > 0 else ""
+    said = [f"moved {words.percent(x.moved)}"] if x.moved > 0 else []
+    if x.untuned:
+        said.append(f"not tuned: {x.untuned}")
+    elif x.rescaled or x.recoded:
+        said.append(f"tuned: {words.percent(x.recoded)} of codes, {words.percent(x.rescaled)} of scales")
+    return "; ".join(said)
 
 
 def _samples(record: RunRecord) -> str:

@@ -57,6 +57,17 @@ def test_every_line_of_an_encoder(ask: Ask, models: dict[str, Path], tmp_path: P
         assert found == expected, f"killed {points[kill]}"
 
 
+def test_tuned_blocks_are_tuned_again_to_the_same_bytes(ask: Ask, models: dict[str, Path], tmp_path: Path) -> None:
+    settings = {"bits": 3, "effort": "best", "options": {"tune.epochs": 8}}
+    points, expected = survey(ask, tmp_path / "whole", models["llama"], **settings)
+    assert json.loads(expected["compress/record.json"])["blocks"][2]["tuned_error"] > 0
+    kills = [n for n, point in enumerate(points) if point in ("before line block", "after line block")]
+    assert len(kills) == 6
+    for kill in kills[1:5]:
+        found = kill_and_resume(ask, tmp_path / "killed", models["llama"], points, kill, **settings)
+        assert found == expected, f"killed {points[kill]}"
+
+
 def test_every_block_of_an_encoder_decoder(ask: Ask, models: dict[str, Path], tmp_path: Path) -> None:
     # the encoder's last state must outlive the encoder: every decoder block reads it
     points, expected = survey(ask, tmp_path / "whole", models["t5"])

@@ -162,6 +162,16 @@ def test_layers_that_make_good_what_others_lost_say_so() -> None:
     assert "to make good what earlier layers had lost" in text
 
 
+def test_layers_that_were_tuned_with_their_block_say_how_far() -> None:
+    record = fake.quantize_record()
+    first, second, *rest = record.layers
+    tuned = dataclasses.replace(first, recoded=0.021, rescaled=0.5)
+    left = dataclasses.replace(second, untuned="few tokens reach an expert")
+    text = "\n".join(Skeleton(html.render(dataclasses.replace(record, layers=(tuned, left, *rest)))).text)
+    assert "tuned: 2.10 % of codes, 50.0 % of scales" in text
+    assert "not tuned: few tokens reach an expert" in text
+
+
 def test_a_tuning_run_shows_its_balance_and_what_was_trained() -> None:
     page = html.render(fake.tune_record())
     assert "1.33 % trained" in page

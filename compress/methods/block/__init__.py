@@ -1,0 +1,1 @@
+"""Methods that tune a solved block against its output, one a file."""
