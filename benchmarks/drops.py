@@ -31,7 +31,7 @@ PLACE = RUNS / "drops"
 
 def topics() -> tuple[list[str], Callable[[Path, Sequence[str]], None], Sequence[str]]:
     """Rows, what writes some of them to a folder's NAME.csv, and how to tune."""
-    rows = [json.dumps([a.text, a.label]) for a in bbc.articles()]
+    rows = [json.dumps([f"{a.headline}\n\n{a.body}", a.label]) for a in bbc.articles()]
 
     def write(path: Path, chosen: Sequence[str]) -> None:
         with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
