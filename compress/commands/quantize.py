@@ -87,9 +87,7 @@ def command(
         None, help="txt, md, jsonl, json, csv, tsv, parquet, folder or hub name [default: built-in text]."
     ),
     text_column: str | None = typer.Option(None, help="Column that holds the text [default: guessed]."),
-    samples: int | None = typer.Option(
-        None, help="Calibration sequences; 16 with --effort fast, 256 with best [default: 64]."
-    ),
+    samples: int | None = typer.Option(None, help="Calibration sequences; fast takes 16, best 256 [default: 64]."),
     seq_len: int | None = typer.Option(None, help="Tokens per sequence [default: 512]."),
     task: str | None = typer.Option(None, help="What the model is for [default: auto, by its class]."),
     columns: list[str] | None = _run.COLUMNS,
