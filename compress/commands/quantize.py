@@ -100,7 +100,7 @@ def command(
     ),
     like: str | None = _run.LIKE,
     text_column: str | None = typer.Option(None, help="Column that holds the text [default: guessed]."),
-    samples: int | None = typer.Option(None, help="Calibration sequences [default: 64; fast 16, best 256]."),
+    samples: int | None = typer.Option(None, help="Calibration sequences; fast takes 16, best 256 [default: 64]."),
     seq_len: int | None = typer.Option(None, help="Tokens per sequence [default: 512]."),
     task: str | None = typer.Option(None, help="What the model is for [default: auto, by its class]."),
     columns: list[str] | None = _run.COLUMNS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +24,13 @@ class Part:
 class BlockText:
     """Calibration text on its way through one block, batch by batch.
 
-    batches: how many there are. output: (number of a batch, layer -> weight (O, I)) -> what the block puts out,
-    (B, L, D), with these weights in the place of its own, on the inputs that the compressed model makes; with the
+    tokens: how many of each batch count. output: (number of a batch, layer -> weight (O, I)) -> what the block puts
+    out, (B, L, D), with these weights in the place of its own, on the inputs that the compressed model makes; with the
     graph that made it where gradients are enabled. wanted: number of a batch -> what the original block puts out
     (B, L, D) on the original's inputs, and what each token counts (B, L): 0 for padding.
     """
 
-    batches: int
+    tokens: Sequence[int]
     output: Callable[[int, Mapping[str, Tensor]], Tensor]
     wanted: Callable[[int], tuple[Tensor, Tensor]]
 

@@ -54,7 +54,8 @@ class Sides:
             counts, mask = token_weights(hidden), text_mask(self.reference[number])
             return hidden, counts * mask if mask is not None and mask.shape == counts.shape else counts
 
-        return BlockText(len(self.calibration), output, wanted)
+        tokens = [int((wanted(number)[1] > 0).sum()) for number in range(len(self.calibration))]
+        return BlockText(tokens, output, wanted)
 
 
 @dataclass(frozen=True)

@@ -84,12 +84,16 @@ def test_what_cannot_be_tuned_is_left_and_said(tmp_path: Path) -> None:
 
 def test_a_plan_and_a_budget_are_solved_with_the_effort(tmp_path: Path) -> None:
     done = best("llama", tmp_path)
-    again = run("llama", done.source, tmp_path / "planned", plan=str(done.out / "compress" / "plan.json"),
-                bits=3, group_size=16, effort="best", options={"tune.epochs": 32})  # fmt: skip
+    settings: dict[str, Any] = {"effort": "best", "options": {"tune.epochs": 32}}
+    plan = str(done.out / "compress" / "plan.json")
+    again = run("llama", done.source, tmp_path / "planned", plan=plan, bits=3, group_size=16, **settings)
     one, two = Source(done.out), Source(again.out)
     for layer in one.layers:
         if layer.name in one.coded and layer.block >= 0:
             assert torch.equal(one.codes(layer.name).codes, two.codes(layer.name).codes)
+    budget = run("llama", done.source, tmp_path / "budget", bpw=8.6, **settings)
+    assert len({layer.scheme for layer in budget.record.layers if layer.block >= 0}) > 1
+    assert all((b.tuned_error or 1) < (b.solved_error or 0) for b in budget.record.blocks)
 
 
 @pytest.mark.parametrize(

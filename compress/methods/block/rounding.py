@@ -14,7 +14,7 @@ Gradients pass both roundings as if they were not there (Bengio et al. 2013, arX
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,8 +28,8 @@ from compress.core.types import QTensor
 STEPS, MOST = 96, 4
 FULL = 32
 """Steps from which the whole way is gone."""
-JUDGED = 32
-"""Batches that the error is measured on, before and after."""
+JUDGED = 32_768
+"""Tokens that the error is measured on, before and after."""
 _EDGE = 0.499  # a weight that far from the middle of its code is still rounded to it
 _BETAS = (0.9, 0.99)
 _WARM = 0.1  # share of the steps in which the rates grow
@@ -42,7 +42,7 @@ class Options:
     epochs: passes over the calibration text; 0: as many as make STEPS steps, up to MOST. travel: how far a weight that
     is pulled one way all the time moves in all, in codes, by however many steps; 0 leaves codes as they are. stretch:
     the same of scales, as a share of themselves. reach: how far a code may end from where it was solved. lean: 0 starts
-    weights in the middle of their codes, 1 where the original's are, as far as their codes reach.
+    weights in the middle of their codes, 1 where the original's are, as far as their codes reach. tokens: of a step.
     """
 
     epochs: int = 0
@@ -50,10 +50,13 @@ class Options:
     stretch: float = 0.12
     reach: float = 1.0
     lean: float = 0.8
+    tokens: int = 1024
 
     def __post_init__(self) -> None:
         if self.epochs < 0:
             raise RecipeError(f"tune.epochs {self.epochs} is impossible; use 1 or more, or 0 to have it chosen")
+        if self.tokens < 1:
+            raise RecipeError(f"tune.tokens {self.tokens} is impossible; use 1 or more, 1024 is the default")
         for name, low, high in (("travel", 0, 4), ("stretch", 0, 0.5), ("reach", 0, 2), ("lean", 0, 1)):
             if not low <= getattr(self, name) <= high:
                 raise RecipeError(f"tune.{name} {getattr(self, name)} is out of range; use {low} to {high}")
@@ -70,19 +73,16 @@ def tune(
 
     Codes end within their bits and `reach`, scales on the grid they are stored on; zeros stay. Where the error is not
     lower than at the start, parts are returned as they came. Cost: 3 forward passes of the block for each epoch, and 2
-    of JUDGED batches. Memory: 5 numbers for each weight, and the graph of one batch.
+    of JUDGED tokens. Memory: 5 numbers for each weight, and the graph of one batch.
     """
     layers = {name: _Layer(part, options) for name, part in parts.items()}
     before = judged(layers, text)
-    epochs = options.epochs or min(MOST, math.ceil(STEPS / text.batches))
-    shares = shares_of(epochs * text.batches)
-    step = 0
-    for _ in range(epochs):
-        for batch in torch.randperm(text.batches, generator=generator).tolist():
-            for name, gradient in gradients_of(layers, text, batch).items():
-                layers[name].move(gradient, shares[step])
-            step += 1
-            report(step, len(shares))
+    epochs = options.epochs or min(MOST, math.ceil(STEPS * options.tokens / max(1, sum(text.tokens))))
+    steps = [step for _ in range(epochs) for step in steps_of(text, options.tokens, generator)]
+    for number, (step, share) in enumerate(zip(steps, shares_of(len(steps)), strict=True)):
+        for name, gradient in gradients_of(layers, text, step).items():
+            layers[name].move(gradient, share)
+        report(number + 1, len(steps))
     after = judged(layers, text)
     if after < before:
         return Tuned({name: layer.q() for name, layer in layers.items()}, before, after)
@@ -98,27 +98,46 @@ def shares_of(steps: int) -> list[float]:
     return [rate / sum(rates) * min(1.0, steps / FULL) for rate in rates]
 
 
-def error_of(output: Tensor, wanted: Tensor, counts: Tensor) -> Tensor:
-    """Mean over tokens that count and over outputs of count * (y - y')^2. output, wanted: (B, L, D); counts: (B, L)."""
-    tokens = (counts > 0).sum().clamp_min(1)
-    return ((output - wanted).square().mean(-1) * counts).sum() / tokens
+def steps_of(text: BlockText, tokens: int, generator: Generator) -> list[list[int]]:
+    """One epoch: all batches in random order, as many to a step as have `tokens` together."""
+    steps: list[list[int]] = [[]]
+    for batch in torch.randperm(len(text.tokens), generator=generator).tolist():
+        if sum(text.tokens[n] for n in steps[-1]) >= tokens:
+            steps.append([])
+        steps[-1].append(batch)
+    return steps
+
+
+def off(output: Tensor, wanted: Tensor, counts: Tensor) -> Tensor:
+    """Sum over tokens of count * mean over outputs of (y - y')^2. output, wanted: (B, L, D); counts: (B, L)."""
+    return ((output - wanted).square().mean(-1) * counts).sum()
 
 
 @torch.no_grad()
 def judged(layers: Mapping[str, _Layer], text: BlockText) -> float:
-    """The mean of the first batches' errors."""
+    """The mean error of a token of the first batches."""
     weights = {name: layer.weight() for name, layer in layers.items()}
-    errors = [float(error_of(text.output(n, weights), *text.wanted(n))) for n in range(min(text.batches, JUDGED))]
-    return sum(errors) / len(errors)
+    total, tokens = 0.0, 0
+    for number, count in enumerate(text.tokens):
+        if tokens < JUDGED:
+            total += float(off(text.output(number, weights), *text.wanted(number)))
+            tokens += count
+    return total / max(1, tokens)
 
 
-def gradients_of(layers: Mapping[str, _Layer], text: BlockText, batch: int) -> dict[str, Tensor]:
-    """Of one batch's error with respect to each layer's weight (O, I), where it reaches the output."""
+def gradients_of(layers: Mapping[str, _Layer], text: BlockText, batches: Sequence[int]) -> dict[str, Tensor]:
+    """Of the mean error of a step's tokens with respect to each layer's weight (O, I), where it reaches the output."""
+    tokens = max(1, sum(text.tokens[n] for n in batches))
+    gradients: dict[str, Tensor] = {}
     with torch.enable_grad():
         weights = {name: layer.weight().requires_grad_() for name, layer in layers.items()}
-        error = error_of(text.output(batch, weights), *text.wanted(batch))
-        found = torch.autograd.grad(error, list(weights.values()), allow_unused=True)
-    return {name: gradient for name, gradient in zip(weights, found, strict=True) if gradient is not None}
+        for number in batches:
+            error = off(text.output(number, weights), *text.wanted(number)) / tokens
+            found = torch.autograd.grad(error, list(weights.values()), allow_unused=True)
+            for name, gradient in zip(weights, found, strict=True):
+                if gradient is not None:
+                    gradients[name] = gradients[name].add_(gradient) if name in gradients else gradient
+    return gradients
 
 
 class _Layer:

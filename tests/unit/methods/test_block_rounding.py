@@ -46,14 +46,16 @@ class Toy:
 
     def text(self) -> BlockText:
         return BlockText(
-            BATCHES,
+            [int((self.counts > 0).sum())] * BATCHES,
             lambda number, weights: self.forward(self.seen[number], weights),
             lambda number: (self.wanted[number], self.counts),
         )
 
     def tuned(self, options: rounding.Options | None = None, seed: int = 0) -> Tuned:
         generator = torch.Generator().manual_seed(seed)
-        return rounding.tune(self.parts, self.text(), options or rounding.Options(), generator, lambda *_: None)
+        return rounding.tune(
+            self.parts, self.text(), options or rounding.Options(tokens=40, epochs=6), generator, lambda *_: None
+        )
 
     def error(self, q: Mapping[str, QTensor]) -> float:
         """The same in float64, written out."""
@@ -70,7 +72,7 @@ def test_error_and_gradient_are_those_of_float64() -> None:
     layers = {name: rounding._Layer(part, rounding.Options(lean=0)) for name, part in toy.parts.items()}
     start = {name: part.q for name, part in toy.parts.items()}
     assert rounding.judged(layers, toy.text()) == pytest.approx(toy.error(start), rel=1e-5)
-    found = rounding.gradients_of(layers, toy.text(), 2)
+    found = rounding.gradients_of(layers, toy.text(), [2])
     weights = {name: dequantize(q).double() for name, q in start.items()}
     x, counts = toy.seen[2].double(), toy.counts.double()
     hidden = torch.tanh(x @ weights["in"].t())
@@ -81,6 +83,19 @@ def test_error_and_gradient_are_those_of_float64() -> None:
     back = (off @ weights["out"]) * (1 - hidden.square())
     by_hand = share * back.flatten(0, 1).t() @ x.flatten(0, 1)
     assert torch.allclose(found["in"].double(), by_hand, atol=1e-6 * float(by_hand.abs().max()), rtol=1e-4)
+
+
+def test_a_step_of_several_batches_is_their_mean_by_tokens() -> None:
+    toy = Toy(Scheme("int", 4, 16))
+    layers = {name: rounding._Layer(part, rounding.Options()) for name, part in toy.parts.items()}
+    alone = [rounding.gradients_of(layers, toy.text(), [n]) for n in (1, 4)]
+    for name, gradient in rounding.gradients_of(layers, toy.text(), [1, 4]).items():
+        assert torch.allclose(gradient, (alone[0][name] + alone[1][name]) / 2, atol=1e-7, rtol=1e-5)
+    text = BlockText([30, 500, 20, 7, 600, 9], toy.text().output, toy.text().wanted)
+    steps = rounding.steps_of(text, 500, torch.Generator().manual_seed(3))
+    assert sorted(n for step in steps for n in step) == list(range(6))
+    assert all(sum(text.tokens[n] for n in step) >= 500 for step in steps[:-1])
+    assert all(sum(text.tokens[n] for n in step[:-1]) < 500 for step in steps)
 
 
 def test_one_step_is_adams() -> None:
@@ -110,7 +125,7 @@ def test_steps_are_shares_of_one_way(steps: int) -> None:
 def test_the_error_falls_and_everything_stays_where_it_may_be(bits: int, symmetric: bool) -> None:
     scheme = Scheme("int", bits, 16, symmetric, "float16", 11 - bits)
     toy = Toy(scheme)
-    tuned = toy.tuned(rounding.Options(epochs=20))
+    tuned = toy.tuned(rounding.Options(epochs=20, tokens=40))
     start = {name: part.q for name, part in toy.parts.items()}
     assert tuned.before == pytest.approx(toy.error(start), rel=1e-4)
     assert tuned.after == pytest.approx(toy.error(tuned.layers), rel=1e-4)
@@ -153,14 +168,17 @@ def test_padding_counts_for_nothing() -> None:
 
 def test_what_makes_it_worse_is_not_taken() -> None:
     toy = Toy(Scheme("int", 8, 16))
-    tuned = toy.tuned(rounding.Options(epochs=1, travel=0, stretch=0.5))
+    solved = {name: dequantize(part.q) for name, part in toy.parts.items()}
+    noise = torch.randn(2, LENGTH, WIDTH, generator=torch.Generator().manual_seed(5)) * 1e-6
+    toy.wanted = [toy.forward(x, solved) + noise for x in toy.seen]  # all but right: any way is too far
+    tuned = toy.tuned(rounding.Options(epochs=6, tokens=40, travel=0, stretch=0.5))
     assert tuned.after == tuned.before
     assert all(tuned.layers[name] is part.q for name, part in toy.parts.items())
 
 
 def test_without_a_rate_codes_stay() -> None:
     toy = Toy(Scheme("int", 3, 16))
-    tuned = toy.tuned(rounding.Options(travel=0))
+    tuned = toy.tuned(rounding.Options(travel=0, tokens=40, epochs=6))
     assert tuned.after < tuned.before
     assert all(torch.equal(tuned.layers[name].codes, part.q.codes) for name, part in toy.parts.items())
 
@@ -176,7 +194,7 @@ def test_layers_that_are_not_reached_stay() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [({"epochs": -1}, "tune.epochs -1"), ({"travel": -1.0}, "tune.travel"), ({"reach": 3.0}, "tune.reach 3.0"),
-     ({"stretch": 1.0}, "tune.stretch"), ({"lean": 2.0}, "tune.lean")],
+     ({"stretch": 1.0}, "tune.stretch"), ({"tokens": 0}, "tune.tokens 0"), ({"lean": 2.0}, "tune.lean")],
 )  # fmt: skip
 def test_impossible_options_are_refused(settings: dict[str, float], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
