@@ -55,7 +55,7 @@ def command(
     max_latency: str | None = typer.Option(
         None, help="Budget of time a request, like 8ms, in onnxruntime on this machine: encoders, with --to onnx."
     ),
-    request: str | None = typer.Option(None, help="The request that this time is for: texts x tokens [default: 1x128]."),
+    request: str | None = typer.Option(None, help="The request that time is for: texts x tokens [default: 1x128]."),
     max_drop: str | None = typer.Option(
         None,
         help="The task's figure (or perplexity) may be so much worse, like 1%: the smallest file that is shown to be.",
