@@ -104,6 +104,7 @@ class Recipe(_Settings):
     max_drop: str = Field(
         "", description="the task's figure may be so much lower, 1%: the smallest file for which that can be shown"
     )
+    profile: str = Field("", description="profile.json of `compress sensitivity`, for the plan of a budget")
     plan: str = Field("", description="plan.json whose layers' schemes, methods and options are taken")
     method: str = Field("gptq", description="how codes are solved")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the method, tune.NAME of the tuning")
@@ -182,6 +183,11 @@ class Recipe(_Settings):
             "max-drop": self.max_drop,
         }
         budget = " ".join(f"--{name} {value}" for name, value in given.items() if value)
+        if self.profile and (not budget or self.max_drop or self.max_latency):
+            raise ValueError(
+                f"--profile {self.profile} is for --max-bytes or --bpw alone: --max-drop judges plans on text, "
+                "--max-latency asks about int8 inputs too; leave it out"
+            )
         if budget and (self.scheme or shown):
             flag = "scheme" if self.scheme else shown[0].replace("_", "-")
             raise ValueError(f"{budget} chooses bits layer by layer; leave out --{flag}")

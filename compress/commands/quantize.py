@@ -60,6 +60,9 @@ def command(
         None,
         help="The task's figure (or perplexity) may be so much worse, like 1%: the smallest file that is shown to be.",
     ),
+    profile: str | None = typer.Option(
+        None, help="Folder or profile.json of compress sensitivity: a budget is planned by it, and not judged on text."
+    ),
     plan: str | None = typer.Option(
         None, help="A plan.json, of another run or edited: schemes, methods and options of its layers are taken."
     ),

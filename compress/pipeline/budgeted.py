@@ -14,7 +14,7 @@ from compress.core.journal import WORK as PLACE
 from compress.core.journal import Journal
 from compress.core.numerics.paired import Pair
 from compress.core.types import LayerPlan, LayerRef, Measurement, Scheme, Sensitivity, torch_dtype
-from compress.pipeline import allowed, judge, timed
+from compress.pipeline import allowed, given, judge, timed
 from compress.pipeline.allowed import Certificate
 from compress.pipeline.halves import steadiness
 from compress.pipeline.hooks import Hooks
@@ -79,6 +79,8 @@ def check(ready: Prepared) -> None:
     if ready.recipe.max_drop:
         allowed.check_rows(ready)
     chosen = choices(ready)
+    if ready.recipe.profile:
+        _, chosen = given.read(ready, chosen)
     budget.check(limits_of(ready, chosen), ready.structure, chosen)
 
 
@@ -142,6 +144,13 @@ def _planned(ready: Prepared, chosen: Chosen, out: Path, journal: Journal, hooks
         table = timed.measured(ready, chosen, out / PLACE, hooks)
     if table is not None:
         chosen = _checked(ready, table, chosen, journal)
+    if ready.recipe.profile:
+        told, chosen = given.read(ready, chosen)
+        profile.write(out / profile.PLACE, told)
+        limits = limits_of(ready, chosen, table)
+        made = budget.within(limits, ready.plan, ready.structure, chosen, told.sensitivities)
+        turn = {"layers": treated(made, chosen), "totals": made.totals, **_losses(made)}
+        return {"tries": [turn], "readings": [], "frontier": [], "changes": []}
     store = Store(ready.checkpoint, ready.plan, out, torch_dtype(ready.dtype))
     store.work = out / PLACE / WORK
     store.work.mkdir(parents=True, exist_ok=True)
@@ -212,8 +221,9 @@ def profiled(ready: Prepared, journal: Journal) -> dict[str, Any]:
     line = journal.last("planned")
     if line is None:
         return {}
-    found, first = profile.read(journal.out / profile.PLACE), journal.of("scored")[0]
-    answers = {"texts": len(first["counts"]), "answers": sum(first["counts"])}
+    found = profile.read(journal.out / profile.PLACE)
+    counts = journal.of("scored")[0]["counts"] if not ready.recipe.profile else []
+    answers = {"texts": len(counts), "answers": sum(counts)} if counts else {}
     judged = {name: line[name] for name in ("readings", "frontier", "changes")}
     steady = {name: value for name, value in (journal.last("stable") or {}).items() if name != "kind"}
     layers = listed(found.sensitivities, ready.structure)

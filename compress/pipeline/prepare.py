@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from compress.pipeline.pairs import prepared_pairs
 from compress.pipeline.replay import Trace
 from compress.pipeline.stream import Streams, corrects, reads_text, text_inputs
 from compress.pipeline.task_text import TaskText, prepared, task_text, with_all_held_out
-from compress.plan import edited, uniform
+from compress.plan import edited, profile, uniform
 from compress.plan.activations import choose_activation
 from compress.plan.mixed import is_mixed
 from compress.recipe import EVAL_DOCUMENTS, EVAL_ROWS, PROOF_DOCUMENTS, Recipe
@@ -170,6 +171,9 @@ def fingerprint(ready: Prepared, threads: int) -> Fingerprint:
     weights = (entry.path for entry in ready.checkpoint.entries.values())
     files = identity.model_files(ready.opened.folder, weights, ready.recipe.trust_remote_code)
     found = identity.fingerprint(ready.recipe, files, threads, ready.environment)
+    if ready.recipe.profile:
+        path = Path(ready.recipe.profile).expanduser()
+        found["--profile"] = profile.mark(path / profile.PLACE if path.is_dir() else path)
     if ready.recipe.plan:
         found["--plan"] = {name: dict(line) for name, line in edited.read(ready.recipe.plan).items()}
     found["calibration text"] = ready.data.calibration.digest if ready.data else None

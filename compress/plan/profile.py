@@ -10,6 +10,7 @@ from typing import Any
 
 from compress.core.errors import DataError, InputError
 from compress.core.files import write_json
+from compress.core.fingerprint import digest
 from compress.core.types import Sensitivity
 
 PLACE = Path("compress") / "profile.json"
@@ -31,6 +32,12 @@ def write(path: Path, found: Profile) -> None:
         rest = {name: value for name, value in asdict(one).items() if name not in ("layer", "scheme")}
         layers.setdefault(one.layer, {})[one.scheme] = rest
     write_json(path, {"unit": found.unit, "layers": layers, "fingerprint": dict(found.mark)})
+
+
+def mark(path: Path) -> str:
+    """The digest of the figures at `path`, for the fingerprint of a run. Raises as `read` does."""
+    found = read(path)
+    return digest([found.unit, [[s.layer, s.scheme, s.value, s.low, s.high] for s in found.sensitivities]])
 
 
 def read(path: Path) -> Profile:

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
-from compress.core.errors import BudgetError, CompressError, RecipeError
+from compress.core.errors import BudgetError, CompressError, DataError, InputError, RecipeError
 from compress.core.journal import Journal
 from compress.core.types import RunRecord
 from compress.measure.size import weight_bytes
+from compress.pipeline.sensitivity import sensitivity
 from compress.plan import profile
-from tests.rebuild import run
-from tests.tiny import save_tiny, tiny_config
+from compress.recipe import SensitivityRecipe
+from tests.rebuild import run, write_text
+from tests.tiny import save_tiny, tiny_config, tiny_model
 
 TEXT = {"samples": 24, "seq_len": 32, "eval_samples": 4}
 
@@ -92,6 +94,34 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: 
     for name in ("model.safetensors", "config.json", "compress/plan.json", "compress/profile.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert not (tmp_path / "cut" / "compress" / "work").exists()
+
+
+def test_a_profile_of_this_model_saves_the_asking(tmp_path: Path) -> None:
+    for name, seed in (("llama", 0), ("other", 1)):
+        (tmp_path / name).mkdir()
+        save_tiny("llama", tmp_path / name / "llama")
+        tiny_model("llama", seed).save_pretrained(tmp_path / name / "llama")
+        write_text(tmp_path / name / "text.txt")
+        asked = {"samples": 18, "seq_len": 32, "threads": 1, "data": str(tmp_path / name / "text.txt")}
+        sensitivity(
+            SensitivityRecipe.build(model=str(tmp_path / name / "llama"), out=str(tmp_path / f"p-{name}"), **asked)
+        )
+    model, mine = tmp_path / "llama" / "llama", str(tmp_path / "p-llama")
+    record = planned(model, tmp_path / "out", max_bytes="175kB", profile=mine, verify=False)
+    assert weight_bytes(tmp_path / "out") <= 175_000
+    assert "Expected loss" in record.notes[0]
+    assert record.sensitivity["frontier"] == []
+    lines = (tmp_path / "out" / "compress" / "journal.jsonl").read_text()
+    assert "scored" not in lines
+    again = profile.read(tmp_path / "out" / profile.PLACE)
+    assert again.sensitivities == profile.read(Path(mine) / profile.PLACE).sensitivities
+    with pytest.raises(DataError, match=r"is of another model than .*: model.safetensors differs; run compress sens"):
+        planned(model, tmp_path / "no", max_bytes="175kB", profile=str(tmp_path / "p-other"))
+    with pytest.raises(RecipeError, match=r"--profile .* is for --max-bytes or --bpw alone"):
+        planned(model, tmp_path / "no", max_drop="5%", profile=mine)
+    with pytest.raises(InputError, match="run compress sensitivity first"):
+        planned(model, tmp_path / "no", bpw=9.0, profile=str(tmp_path / "nothing"))
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize(
