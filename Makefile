@@ -10,7 +10,7 @@ demo: .venv/.inputs ## set up everything and quantize the demo model to 4 bits
 	@echo "the page: $(OUT)/report.html"
 
 test: .venv/.ready ## set up everything and run the tests (no runtimes, no network, no GPU)
-	$(BIN)/python -m pytest -m "not runtimes"
+	$(BIN)/python -m pytest -m "not runtimes" -n 2 --dist loadfile
 
 check: .venv/.ready ## lint and types
 	$(BIN)/ruff check .
