@@ -32,6 +32,7 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "gptq without rounds": ("--method", "gptq", "--option", "rounds=0"),
     "gptq without shrinkage": ("--method", "gptq", "--option", "shrinkage=0"),
     "gptq without act_order": ("--method", "gptq", "--option", "act_order=false"),
+    "rtn by min-max": ("--method", "rtn", "--option", "clip=false"),
     "rtn + rotate": ("--method", "rtn", "--reparam", "rotate"),
     "gptq + rotate, awq": ("--method", "gptq", "--reparam", "rotate,awq"),
 }
