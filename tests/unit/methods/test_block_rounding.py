@@ -176,6 +176,18 @@ def test_what_makes_it_worse_is_not_taken() -> None:
     assert all(tuned.layers[name] is part.q for name, part in toy.parts.items())
 
 
+def test_where_the_whole_way_is_too_far_a_shorter_one_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = Toy(Scheme("int", 8, 16))
+    seen: list[int] = []
+    for ways, steps in (((60.0,), 32), ((60.0, 1.0), 64), ((1.0, 0.25), 32)):
+        monkeypatch.setattr(rounding, "WAYS", ways)
+        options, draw = rounding.Options(epochs=32, tokens=1000, stretch=0.1), torch.Generator().manual_seed(0)
+        seen.clear()
+        tuned = rounding.tune(toy.parts, toy.text(), options, draw, lambda done, _: seen.append(done))
+        assert len(seen) == steps
+        assert (tuned.after < tuned.before) == (ways != (60.0,))
+
+
 def test_without_a_rate_codes_stay() -> None:
     toy = Toy(Scheme("int", 3, 16))
     tuned = toy.tuned(rounding.Options(travel=0, tokens=40, epochs=6))
