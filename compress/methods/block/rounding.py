@@ -26,6 +26,8 @@ from compress.core.numerics.affine import per_column, round_to_storage, symmetri
 from compress.core.types import QTensor
 
 STEPS, MOST = 96, 4
+WAYS = (1.0, 0.25)
+"""Shares of the way in all that are tried, the next where one ends worse than it began."""
 FULL = 32
 """Steps from which the whole way is gone."""
 JUDGED = 32_768
@@ -72,20 +74,21 @@ def tune(
     """`parts` with the codes and scales that bring the block's output nearest to what is wanted.
 
     Codes end within their bits and `reach`, scales on the grid they are stored on; zeros stay. Where the error is not
-    lower than at the start, parts are returned as they came. Cost: 3 forward passes of the block for each epoch, and 2
-    of JUDGED tokens. Memory: 5 numbers for each weight, and the graph of one batch.
+    lower than at the start, a shorter way is tried, and then parts are returned as they came. Cost: 3 forward passes of
+    the block for each epoch and way, and 2 of JUDGED tokens. Memory: 5 numbers for each weight, the graph of a batch.
     """
-    layers = {name: _Layer(part, options) for name, part in parts.items()}
-    before = judged(layers, text)
+    before = judged({name: _Layer(part, options) for name, part in parts.items()}, text)
     epochs = options.epochs or min(MOST, math.ceil(STEPS * options.tokens / max(1, sum(text.tokens))))
-    steps = [step for _ in range(epochs) for step in steps_of(text, options.tokens, generator)]
-    for number, (step, share) in enumerate(zip(steps, shares_of(len(steps)), strict=True)):
-        for name, gradient in gradients_of(layers, text, step).items():
-            layers[name].move(gradient, share)
-        report(number + 1, len(steps))
-    after = judged(layers, text)
-    if after < before:
-        return Tuned({name: layer.q() for name, layer in layers.items()}, before, after)
+    for way in WAYS:
+        layers = {name: _Layer(part, options) for name, part in parts.items()}
+        steps = [step for _ in range(epochs) for step in steps_of(text, options.tokens, generator)]
+        for number, (step, share) in enumerate(zip(steps, shares_of(len(steps)), strict=True)):
+            for name, gradient in gradients_of(layers, text, step).items():
+                layers[name].move(gradient, share * way)
+            report(number + 1, len(steps))
+        after = judged(layers, text)
+        if after < before:
+            return Tuned({name: layer.q() for name, layer in layers.items()}, before, after)
     return Tuned({name: part.q for name, part in parts.items()}, before, before)
 
 

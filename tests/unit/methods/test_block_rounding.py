@@ -18,6 +18,7 @@ from compress.methods import rtn
 from compress.methods.block import rounding
 
 WIDTH, HIDDEN, BATCHES, LENGTH = 32, 48, 6, 24
+FAR = 1e4  # times the way: scales become infinite
 
 
 class Toy:
@@ -174,6 +175,18 @@ def test_what_makes_it_worse_is_not_taken() -> None:
     tuned = toy.tuned(rounding.Options(epochs=6, tokens=40, travel=0, stretch=0.5))
     assert tuned.after == tuned.before
     assert all(tuned.layers[name] is part.q for name, part in toy.parts.items())
+
+
+def test_where_the_whole_way_is_too_far_a_shorter_one_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = Toy(Scheme("int", 8, 16))
+    seen: list[int] = []
+    for ways, steps in (((FAR,), 32), ((FAR, 1.0), 64), ((1.0, 0.25), 32)):
+        monkeypatch.setattr(rounding, "WAYS", ways)
+        options, draw = rounding.Options(epochs=32, tokens=1000, stretch=0.1), torch.Generator().manual_seed(0)
+        seen.clear()
+        tuned = rounding.tune(toy.parts, toy.text(), options, draw, lambda done, _: seen.append(done))
+        assert len(seen) == steps
+        assert (tuned.after < tuned.before) == (ways != (FAR,))
 
 
 def test_without_a_rate_codes_stay() -> None:
