@@ -104,9 +104,10 @@ def check_rows(ready: Prepared) -> None:
         return
     rows, needed = len(ready.text.rows), fewest_rows(TRIES[0], limit)
     if rows < needed:
+        least = -math.log(TRIES[0]) / max(rows, 1) * 1.05
         raise BudgetError(
             f"{rows:,} held-out rows cannot show that {metric} drops by less than {limit:.2%}, not even if no answer "
-            f"changes; give {needed:,} or more, or --max-drop {-math.log(TRIES[0]) / max(rows, 1) * 1.05:.1%}"
+            f"changes; give {needed:,} or more" + (f", or --max-drop {least:.1%}" if least < 0.5 else "")
         )
 
 
