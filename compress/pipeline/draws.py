@@ -57,7 +57,7 @@ class Draws:
         """Every text through the original and through every plan."""
         size = _bytes(self.ready.checkpoint.model.config, inputs)
         most = max(1, ROOM // max(size, 1) - 1)
-        for start in range(0, len(plans), most):
+        for start in range(0, max(1, len(plans)), most):
             self._some({-1: {}} | {n: plans[n] for n in range(start, min(start + most, len(plans)))}, inputs, see)
 
     def _some(self, plans: dict[int, Picks], inputs: Sequence[dict[str, Tensor]], see: See) -> None:

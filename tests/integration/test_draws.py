@@ -96,3 +96,16 @@ def test_plans_are_judged_by_text_that_their_codes_have_not_seen(tmp_path: Path)
     assert ids[0]
     assert ids[1]
     assert not ids[0] & ids[1]
+
+
+def test_without_plans_the_original_is_seen(tmp_path: Path) -> None:
+    made = planning("bert-classifier", tmp_path)
+    seen: list[tuple[int, int]] = []
+
+    def see(plan: int, number: int, _: Any, output: Any) -> None:
+        assert output.logits.shape[0] == 2
+        seen.append((plan, number))
+
+    inputs = [{"input_ids": torch.arange(4, 16).reshape(2, 6)}] * 2
+    Draws(made.ready, made.outside, made.bank, made.report).run([], inputs, see)
+    assert seen == [(-1, 0), (-1, 1)]
