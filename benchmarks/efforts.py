@@ -7,7 +7,8 @@ is takes more of the user's text, as `fast` takes less.
 
 Every cell is a run of the program in a folder of its own below runs/bench/efforts: what is finished is not run again,
 what was interrupted goes on where it was. `python -m benchmarks efforts` does all that is missing, in the order of
-CELLS; delete the folder to measure anew.
+CELLS; `python -m benchmarks.efforts 3 SmolLM2-135M best` only the cells of these bits, subjects and efforts (`none`: no
+cell), and reports those that there are. Delete the folder to measure anew.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.inputs._making import INPUTS
-from benchmarks.shared import RUNS, bbc, line
+from benchmarks.shared import REPORTS, RUNS, bbc, line, render, save
 
 PLACE = RUNS / "efforts"
 PLAIN, FAST, BALANCED, SAME, BEST = "plain GPTQ", "fast", "balanced", "best, same text", "best"
@@ -68,9 +69,14 @@ def command(name: str, bits: int, effort: str, out: Path) -> list[str]:
     return [sys.executable, "-m", "compress.cli", *words, *same, *rest, *EFFORTS[effort]]
 
 
+def label_of(name: str, bits: int, effort: str) -> str:
+    """What the folder of a cell is called."""
+    return f"{list(SUBJECTS).index(name)}-{bits}-{list(EFFORTS).index(effort)}"
+
+
 def measure(name: str, bits: int, effort: str) -> dict[str, Any]:
     """One cell: as it was measured before, or now."""
-    label = f"{list(SUBJECTS).index(name)}-{bits}-{list(EFFORTS).index(effort)}"
+    label = label_of(name, bits, effort)
     kept, out = PLACE / f"{label}.json", PLACE / label
     if kept.is_file():
         found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
@@ -146,11 +152,41 @@ def held(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return lines
 
 
-def run() -> dict[str, Any]:
-    """Every cell that is missing, then the lines."""
+def needed() -> None:
+    """Raises SystemExit where an input has not been made."""
     used = [part for s in SUBJECTS.values() for part in (s.model, s.data) if part]
     if missing := [name for name in used if not (INPUTS / name).exists()]:
         raise SystemExit(f"{missing[0]} has not been made; run: make inputs")
+
+
+def run() -> dict[str, Any]:
+    """Every cell that is missing, then the lines."""
+    needed()
     with ThreadPoolExecutor(WORKERS) as pool:
         rows = list(pool.map(measure, *zip(*CELLS, strict=True)))
     return {"lines": held(rows), "rows": rows}
+
+
+def chosen(words: Sequence[str]) -> list[tuple[str, int, str]]:
+    """The cells whose subject, bits and effort are among `words`, where those name any."""
+    kinds = ([*SUBJECTS], [str(bits) for bits in BITS], [*EFFORTS])
+    if unknown := [word for word in words if word != "none" and not any(word in kind for kind in kinds)]:
+        known = ", ".join(word for kind in kinds for word in kind)
+        raise SystemExit(f"no cell is called {unknown[0]!r}; there are {known}, none")
+    wanted = [{word for word in words if word in kind} or set(kind) for kind in kinds]
+    cells = [c for c in CELLS if c[0] in wanted[0] and str(c[1]) in wanted[1] and c[2] in wanted[2]]
+    return [] if "none" in words else cells
+
+
+def main(words: Sequence[str]) -> None:
+    """Measure some cells, one after the other; report all that there are."""
+    needed()
+    for cell in chosen(words):
+        measure(*cell)
+    rows = [measure(*cell) for cell in CELLS if (PLACE / f"{label_of(*cell)}.json").is_file()]
+    save("efforts", {"lines": held(rows), "rows": rows})
+    render(REPORTS)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

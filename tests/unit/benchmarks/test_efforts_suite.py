@@ -58,3 +58,14 @@ def test_cells_differ_in_the_effort_alone() -> None:
     assert all(each[: len(shared)] == shared for each in words)
     assert len(efforts.CELLS) == len(set(efforts.CELLS)) == 45
     assert [bits for _, bits, _ in efforts.CELLS[:15]] == [3] * 15
+
+
+def test_cells_are_chosen_by_what_they_are_called() -> None:
+    assert efforts.chosen(["3", "Whisper tiny.en", "best", "fast"]) == [
+        ("Whisper tiny.en", 3, "fast"),
+        ("Whisper tiny.en", 3, "best"),
+    ]
+    assert len(efforts.chosen(["4"])) == 15
+    assert efforts.chosen(["none"]) == []
+    with pytest.raises(SystemExit, match="no cell is called '5'"):
+        efforts.chosen(["5"])
