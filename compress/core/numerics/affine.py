@@ -45,7 +45,7 @@ def per_column(per_group: Tensor, in_features: int, scheme: Scheme) -> Tensor:
 
 
 def round_to_storage(scale: Tensor, dtype_name: str, bits: int = 0) -> Tensor:
-    """`scale` (any shape, float32, >= 0) rounded to the nearest value of `dtype_name`, returned as float32.
+    """`scale` (any shape, float32) rounded to the nearest value of `dtype_name`, returned as float32; signs stay.
 
     bits: significant bits that may be used, 0 for all the dtype has.
 
@@ -57,18 +57,21 @@ def round_to_storage(scale: Tensor, dtype_name: str, bits: int = 0) -> Tensor:
     dtype = torch_dtype(dtype_name)
     info = torch.finfo(dtype)
     low = info.smallest_normal * info.eps if dtype is torch.float16 else info.smallest_normal
+    below = scale < 0
+    scale = scale.abs()
     if bits:
         mantissa, exponent = torch.frexp(scale.clamp(low, info.max))
         scale = torch.ldexp((mantissa * 2**bits).round_() / 2**bits, exponent)
     # the largest value of `bits` bits is below the dtype's largest
     high = info.max if not bits else math.ldexp(1 - 2.0**-bits, math.frexp(info.max)[1])
-    return scale.clamp(low, high).to(dtype).to(torch.float32)
+    stored = scale.clamp(low, high).to(dtype).to(torch.float32)
+    return torch.where(below, -stored, stored)
 
 
 def quantize_codes(weight: Tensor, scale: Tensor, zero: Tensor | None, scheme: Scheme) -> Tensor:
     """Round-to-nearest codes (O, I) uint8 of `weight` (O, I) float32 on a given grid.
 
-    scale: (O, G) float32, positive. zero: (O, G) uint8, or None for a symmetric scheme. Ties go to even,
+    scale: (O, G) float32, not 0. zero: (O, G) uint8, or None for a symmetric scheme. Ties go to even,
     values outside the grid to its ends.
     """
     groups = to_groups(weight, scheme)

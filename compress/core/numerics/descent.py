@@ -98,7 +98,7 @@ def _refit(state: _State, group: int, first: int, pull: Tensor) -> None:
     slope = (pull * steps).sum(0)
     curve = (curved * steps).sum(0)
     best = scale + slope / curve
-    wanted = torch.where(best > 0, best, scale)
+    wanted = torch.where(best * scale > 0, best, scale)
     stored = round_to_storage(wanted, state.scheme.scale_dtype, state.scheme.scale_bits)
     move = stored - scale
     # nan (a group whose codes are all 0 has no curve) compares false: the scale stays

@@ -101,12 +101,20 @@ def _cover(groups: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor | None]:
     if scheme.symmetric:
         below = symmetric_zero(scheme)
         scale = torch.maximum(low / -below, high / (steps - below))
-        return torch.where(scale > 0, scale, 1.0), None
+        if turns(scheme):  # a scale below 0 puts the level that has no opposite on the other side
+            other = torch.maximum(high / below, low / -(steps - below))
+            scale = torch.where(other < scale, -other, scale)
+        return torch.where(scale != 0, scale, 1.0), None
     # divided apart: high - low may overflow where high / steps does not
     scale = high / steps - low / steps
     scale = torch.where(scale > 0, scale, 1.0)
     stored = round_to_storage(scale, scheme.scale_dtype, scheme.scale_bits)
     return scale, (-low / stored).round_().clamp_(0, steps)
+
+
+def turns(scheme: Scheme) -> bool:
+    """Whether scales of the scheme may be below 0: of few symmetric levels, one more on the right side is a lot."""
+    return scheme.kind == "int" and scheme.symmetric and scheme.bits < 8
 
 
 def _shares(importance: Tensor, scheme: Scheme) -> Tensor:
