@@ -48,7 +48,7 @@ def check(weight: Tensor, q: QTensor, scheme: Scheme) -> None:
     assert q.codes.is_contiguous()
     assert int(q.codes.max()) < 2**scheme.bits
     assert q.scale.shape == (weight.shape[0], groups)
-    assert (q.scale > 0).all()
+    assert (q.scale != 0).all()
     assert torch.equal(round_to_storage(q.scale, scheme.scale_dtype, scheme.scale_bits), q.scale)
     assert (q.zero is None) == scheme.symmetric
     if q.zero is not None:

@@ -133,7 +133,13 @@ def _search_rows(groups: Tensor, share: Tensor | None, scheme: Scheme, search: S
     best = trial.judge(unit, zero)
     for factor in torch.linspace(1.0, search.shrink, search.steps).tolist()[1:]:
         best = _better(best, trial.judge(unit * factor, zero))
-    if scheme.symmetric or search.steps == 1:
+    if search.steps == 1:
+        return best[1], best[2]
+    if turns(scheme):  # which side is longer was told by the extremes, which may matter little
+        turned = -best[1]
+        for factor in _AROUND:
+            best = _better(best, trial.judge(turned * factor, zero))
+    if scheme.symmetric:
         return best[1], best[2]
     around, top = best[1], 2**scheme.bits - 1
     for shift in (-1, 1):

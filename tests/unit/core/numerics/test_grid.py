@@ -23,7 +23,7 @@ def test_min_max_covers(scheme: Scheme) -> None:
     grid = minmax_grid(weight, scheme)
     value = dequantize(round_to_nearest(weight, grid, scheme))
     assert (
-        (value - weight).abs() <= grid.scale.repeat_interleave(8, 1) * 1.001 * (0.5 if scheme.symmetric else 1)
+        (value - weight).abs() <= grid.scale.abs().repeat_interleave(8, 1) * 1.001 * (0.5 if scheme.symmetric else 1)
     ).all()
     zeros = torch.zeros_like(weight)
     assert torch.equal(dequantize(round_to_nearest(zeros, grid, scheme)), zeros)
@@ -50,8 +50,26 @@ def test_importance_decides_what_is_clipped() -> None:
     scheme = Scheme("int", 3, -1, True)
     cheap, dear = torch.ones(32), torch.ones(32)
     cheap[5], dear[5] = 0.0, 1e4
-    assert search_grid(weight, cheap, scheme, Search(40, 0.2)).scale < 0.5
-    assert search_grid(weight, dear, scheme, Search(40, 0.2)).scale > 1.2
+    assert search_grid(weight, cheap, scheme, Search(40, 0.2)).scale.abs() < 0.5
+    kept = search_grid(weight, dear, scheme, Search(40, 0.2))
+    assert abs(dequantize(round_to_nearest(weight, kept, scheme))[0, 5] - 4.0) < 0.1
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_the_level_without_an_opposite_goes_where_it_is_needed(bits: int) -> None:
+    """Of -4 .. 3 times a scale below 0 there is 4 and no -4; 8 bits, which kernels take as int8, keep their sign."""
+    weight = torch.linspace(-1, 1, 64).repeat(2, 1)
+    weight[0] = weight[0] ** 3 + 0.4
+    weight[1] = -weight[0]
+    importance = torch.ones(64)
+    found = search_grid(weight, importance, Scheme("int", bits, -1, True, "float32"), Search())
+    assert found.scale[0, 0] < 0 < found.scale[1, 0]
+    error = weighted(weight, found, Scheme("int", bits, -1, True, "float32"), importance)
+    torch.testing.assert_close(error[0], error[1])
+    upright = Grid(found.scale[1:].expand(2, 1), None)
+    assert error[0] < 0.9 * weighted(weight, upright, Scheme("int", bits, -1, True, "float32"), importance)[0]
+    eight = search_grid(weight, importance, Scheme("int", 8, -1, True, "float32"), Search())
+    assert (eight.scale > 0).all()
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-12, 1e12, 1e30])
