@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from compress.core.journal import Journal
+from compress.core.numerics.bootstrap import bootstrap
 from compress.core.types import LayerPlan, Sensitivity
 from compress.pipeline.allowed import SPARE, expected_bounds, parse_share
 from compress.pipeline.bank import Bank
@@ -171,13 +172,15 @@ class Planning:
         good = next((n for n, bound in enumerate(bounds) if bound <= limit), len(points) - 1)
         made = points[good]
         if good > 0:
-            low, high = (points[n].totals[budget.BYTES] for n in (good - 1, good))
-            between = [self.at(found, low + (high - low) * share) for share in (0.25, 0.5, 0.75)]
+            few, many = (points[n].totals[budget.BYTES] for n in (good - 1, good))
+            between = [self.at(found, few + (many - few) * share) for share in (0.25, 0.5, 0.75)]
             finer = self._bounds("finer", between)
             fits = next((n for n, bound in enumerate(finer) if bound <= limit), len(between))
             made = between[fits] if fits < len(between) else made
             over = between[fits - 1] if fits else points[good - 1]
             made = self._repaired(found, over, made, limit)
+            loss, low, high = expected(made, self.chosen, found)
+            made = replace(made, loss=loss, low=low, high=high)
         shown = self.measured(FRONTIER, points, [""] * len(points))
         lost = self.measured("first", [made], [""])[0].loss
         safer = next((one.planned for one in shown if one.loss <= lost / SAFER), self.at(found, self._size.limit))
@@ -212,8 +215,7 @@ class Planning:
         return fits
 
     def changes(self, planned: Planned, found: Sequence[Sensitivity]) -> list[Judged]:
-        """Single upgrades of a plan that promise most, and the plan with embedding and head as they were, measured;
-        named after the layers that change. The first one is the plan itself."""
+        """The plan itself and the single upgrades of it that promise most, measured; named after what changes."""
         steps = budget.upgrades(planned, self.limits, self.ready.structure, self.chosen, found, best=True)[:CHANGES]
         names = [budget.changed(planned, step) for step in steps]
         return self.measured("changes", [planned, *steps], ["", *names])
@@ -227,8 +229,6 @@ def _picks(planned: Planned, chosen: Chosen) -> Picks:
 
 def _mean(seen: Seen, counts: Sequence[int]) -> tuple[float, float, float]:
     """Loss an answer, and its 95 % interval over texts."""
-    from compress.core.numerics.bootstrap import bootstrap
-
     sums = np.array([seen.losses, counts], np.float64).T
     values, bounds = bootstrap(sums, lambda totals: totals[:, :1] / totals[:, 1:], 0)
     value, (low, high) = float(values[0]), bounds[0]
