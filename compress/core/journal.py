@@ -106,12 +106,8 @@ class Journal:
                 raise
         self.lines.append(line)
 
-    def void(self, kinds: Iterable[str]) -> None:
-        """What was written of these kinds counts no longer: that work is done again, in another way."""
-        self.append("void", kinds=list(kinds))
-
     def of(self, kind: str) -> list[dict[str, Any]]:
-        """The lines of one kind that count, oldest first."""
+        """The lines of one kind that count, oldest first: those after the last `void` line that names the kind."""
         ends = [n for n, line in enumerate(self.lines) if line["kind"] == "void" and kind in line["kinds"]]
         return [line for line in self.lines[ends[-1] if ends else 0 :] if line["kind"] == kind]
 

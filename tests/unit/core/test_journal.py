@@ -145,3 +145,15 @@ def test_overwrite_deletes_folders_of_work_but_follows_no_link(tmp_path: Path) -
         assert [line["kind"] for line in journal.lines] == ["start"]
     assert list((out / WORK).iterdir()) == []
     assert (elsewhere / "mine.txt").is_file()
+
+
+def test_lines_before_a_void_one_that_names_their_kind_count_no_longer(tmp_path: Path) -> None:
+    with Journal.open(tmp_path / "out", PRINT) as journal:
+        for kind in ("planned", "block", "block", "measured"):
+            journal.append(kind)
+        journal.append("void", kinds=["block", "measured"])
+        assert (len(journal.of("block")), journal.last("measured")) == (0, None)
+        journal.append("block", again=True)
+    with Journal.open(tmp_path / "out", PRINT) as journal:
+        assert journal.of("block") == [{"kind": "block", "again": True}]
+        assert journal.last("planned") == {"kind": "planned"}
