@@ -83,11 +83,11 @@ def test_a_plan_that_loses_too_much_is_replaced_and_killed_anywhere_it_ends_the_
     classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bold(monkeypatch)
-    settings = {"max_drop": "6%", "data": str(classifier / "rows.csv")}
+    settings = {"max_drop": "8%", "data": str(classifier / "rows.csv")}
     record = dropped(classifier, tmp_path / "whole", **settings)
     lines = (tmp_path / "whole" / "compress" / "journal.jsonl").read_text().splitlines()
     (failed,) = [line for line in map(json.loads, lines) if line["kind"] == "void"]
-    assert failed["certificate"]["bound"] > 0.06
+    assert failed["certificate"]["bound"] > 0.08
     assert any(note.startswith("A smaller plan was built first: accuracy drops by at most") for note in record.notes)
     assert any("98.5% sure" in note for note in record.notes)
     append, deaths = Journal.append, []
@@ -116,13 +116,13 @@ def test_perplexity_may_grow_so_much(tmp_path: Path) -> None:
     text = write_text(tmp_path / "text.txt")
     base = {"samples": 24, "seq_len": 32, "eval_samples": 12, "threads": 1, "verify": False, "generate": 0}
     record = quantize(
-        Recipe.build(model=str(tmp_path / "model"), data=str(text), out=str(tmp_path / "out"), max_drop="15%", **base)
+        Recipe.build(model=str(tmp_path / "model"), data=str(text), out=str(tmp_path / "out"), max_drop="6%", **base)
     )
     said = next(note for note in record.notes if note.startswith("perplexity"))
-    assert "within --max-drop 15.00%" in said
+    assert "within --max-drop 6.00%" in said
     ratio = next(m for m in record.measurements if m.name == "perplexity_ratio")
-    assert ratio.median <= 1.15
-    assert len({row.scheme for row in record.layers if row.block >= 0}) > 1
+    assert ratio.median <= 1.06
+    assert {row.scheme for row in record.layers if row.block >= 0} != {"int8-row-sym"}
 
 
 @pytest.mark.parametrize(
