@@ -102,7 +102,7 @@ class Recipe(_Settings):
     )
     request: str = Field("1x128", description="what --max-latency is about: texts x tokens of each")
     max_drop: str = Field(
-        "", description="the task's figure may be so much lower, 1%: the smallest file for which that can be shown"
+        "", description="the task's figure may be so much lower, 1%: a small file for which that is shown"
     )
     profile: str = Field("", description="profile.json of `compress sensitivity`, for the plan of a budget")
     plan: str = Field("", description="plan.json whose layers' schemes, methods and options are taken")

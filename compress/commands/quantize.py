@@ -58,7 +58,7 @@ def command(
     request: str | None = typer.Option(None, help="The request that time is for: texts x tokens [default: 1x128]."),
     max_drop: str | None = typer.Option(
         None,
-        help="The task's figure (or perplexity) may be so much worse, like 1%: the smallest file that is shown to be.",
+        help="The task's figure (or perplexity) may be so much worse, like 1%: a small file for which that is shown.",
     ),
     profile: str | None = typer.Option(
         None, help="Folder or profile.json of compress sensitivity: a budget is planned by it, and not judged on text."
