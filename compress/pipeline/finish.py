@@ -68,9 +68,12 @@ def quantization_config(
     packed: dict[str, Stored] = {}
     dense: set[str] = set()
     experts = False
+    base = f"{getattr(checkpoint.model, 'base_model_prefix', '')}."
     for layer in all_layers(structure):
         chosen = plan.layers[layer.name]
         keys = [key.removesuffix(".weight") for key, _, _ in store.parts(layer) or []]
+        if judge.reads_only(checkpoint.model) and layer.expert is None:  # AutoModel opens it without its head
+            keys.append(layer.name.removeprefix(base))
         if chosen.packed and chosen.scheme.kind == "int":
             stored = Stored.of(layer, chosen)
             packed |= dict.fromkeys([*keys, *([layer.name] if layer.expert is None else [])], stored)

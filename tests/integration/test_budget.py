@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModel
 
 from compress.core.errors import BudgetError, CompressError, DataError, InputError, RecipeError
 from compress.core.types import RunRecord
@@ -69,6 +70,8 @@ def test_classifiers_and_encoder_decoders_have_budgets_too(tmp_path: Path) -> No
         record = planned(model, tmp_path / f"{name}-out", max_bytes=size)
         assert weight_bytes(tmp_path / f"{name}-out") <= int(size[:-2]) * 1000
         assert len({row.scheme for row in record.layers if row.scheme.startswith("int")}) > 1
+        if name == "bert-classifier":  # without its head the names of layers are others
+            assert AutoModel.from_pretrained(tmp_path / f"{name}-out").config.model_type == "bert"
         assert ("nats per answer" if name.startswith("bert") else "nats per token") in record.notes[0]
 
 
