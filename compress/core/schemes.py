@@ -12,7 +12,7 @@ from compress.core.errors import RecipeError
 if TYPE_CHECKING:
     import torch
 
-BITS = (2, 3, 4, 8)
+BITS = (2, 3, 4, 5, 6, 8)
 GGML_BITS = {"q4_0": 4, "q4_1": 4, "q5_0": 5, "q5_1": 5, "q8_0": 8}
 """ggml's block types: 32 weights, a float16 scale; the `_1` ones have a float16 minimum."""
 CODEBOOK_GROUPS = {"nf4": 64}

@@ -32,7 +32,7 @@ from compress.core.files import atomic_write, read_pieces
 from compress.core.numerics.activation import Grid, codes_of
 from compress.core.numerics.affine import symmetric_zero
 from compress.core.numerics.packing import pack_int32, pack_zero
-from compress.core.types import ActScheme, FormatCaps, LayerPlan, LayerRef, QTensor, Scheme, torch_dtype
+from compress.core.types import BITS, ActScheme, FormatCaps, LayerPlan, LayerRef, QTensor, Scheme, torch_dtype
 from export.kinds import ExportFormat, Report, Written
 from export.source import Source
 from export.verify import Decoder
@@ -40,7 +40,7 @@ from export.verify import Decoder
 PACKED, INT, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
 
 CAPS = FormatCaps(
-    bits=(2, 3, 4, 8),
+    bits=BITS,
     auto_groups=(128, 64, 32),
     symmetric_only=frozenset({"experts"}),
     containers=frozenset({"linear", "experts", "embedding"}),
@@ -226,7 +226,7 @@ def _refuses(source: Source, options: Any) -> str | None:
         schemes = sorted({coded.scheme.name for coded in beside})
         return (
             f"it cannot hold {', '.join(schemes)} codes of {beside[0].layer.container} weights; it holds linear layers "
-            "of 2, 3, 4 and 8 bits (compress quantize --bits 4)"
+            f"of {', '.join(map(str, BITS))} bits (compress quantize --bits 4)"
         )
     return None
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from compress.core.errors import MissingExtraError, ModelError, RecipeError
 from compress.core.numerics.ggml import BLOCK, kind_for, pack, to_blocks
-from compress.core.types import GGML_BITS, FormatCaps, QTensor
+from compress.core.types import BITS, GGML_BITS, FormatCaps, QTensor
 from export.ggml import architecture
 from export.ggml.tensors import ALWAYS_FLOAT, Named, named
 from export.ggml.vocabulary import Vocabulary, vocabulary, write_vocabulary
@@ -237,7 +237,7 @@ def _ordered(q: QTensor, order: Tensor) -> QTensor:
 EXPORT = ExportFormat(
     summary="GGUF for llama.cpp and Ollama",
     caps=FormatCaps(
-        bits=(2, 3, 4, 8),
+        bits=BITS,
         auto_groups=(64, 32),
         symmetric_only=frozenset(),
         containers=frozenset({"linear", "conv1d", "embedding"}),

@@ -162,7 +162,7 @@ def _held(source: Source) -> dict[str, Coded]:
 
 def _misfit(source: Source, coded: Coded) -> str | None:
     layer, scheme = coded.layer, coded.scheme
-    if scheme.kind != "int":
+    if scheme.kind != "int" or scheme.bits not in CAPS.bits:
         return f"is {scheme.name}; gptq holds integer codes of 2, 3, 4 and 8 bits (--bits)"
     if coded.activation is not None:
         return "takes int8 inputs, which gptq cannot say; quantize without --activations"

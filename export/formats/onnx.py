@@ -17,12 +17,12 @@ from torch import Tensor
 from compress.core.errors import MissingExtraError, RecipeError
 from compress.core.files import write_json
 from compress.core.numerics.activation import quantize_linear
-from compress.core.types import FormatCaps
+from compress.core.types import BITS, FormatCaps
 from export.kinds import ExportFormat as Format
 from export.kinds import Report, Written
 from export.onnxfile import file, read, triton
 from export.onnxfile.graph import OPSET
-from export.onnxfile.rewrite import Writer, block_size
+from export.onnxfile.rewrite import Writer, block_size, held_bits
 from export.source import Coded, Source
 
 
@@ -134,8 +134,10 @@ def _operators(models: dict[str, Any]) -> dict[str, int]:
 def _notes(source: Source, writer: Writer, options: Options, nodes: dict[str, int]) -> tuple[str, ...]:
     schemes = [source.coded[name] for name in writer.packed]
     said = []
-    if any(coded.scheme.bits == 3 for coded in schemes):
-        said.append("codes of 3 bits take 4 in MatMulNBits; their values are the same")
+    bits_here = sorted({coded.scheme.bits for coded in schemes if coded.activation is None})
+    if odd := [bits for bits in bits_here if held_bits(bits) != bits]:
+        taken = ", ".join(f"{bits} bits take {held_bits(bits)}" for bits in odd)
+        said.append(f"codes of {taken} in MatMulNBits; their values are the same")
     if any(coded.activation is not None and coded.activation.strategy == "tensor" and coded.activation.dynamic
            for coded in schemes):  # fmt: skip
         said.append(
@@ -169,7 +171,7 @@ def readme(folder: Path) -> list[str]:
 EXPORT = Format(
     summary="ONNX, for onnxruntime and optimum's ORTModelFor...",
     caps=FormatCaps(
-        bits=(2, 3, 4, 8),
+        bits=BITS,
         auto_groups=(128, 64, 32, 16),
         symmetric_only=frozenset(),
         containers=frozenset({"linear", "embedding"}),

@@ -28,7 +28,7 @@ from torch import Tensor
 from compress.core import device
 from compress.core.errors import CompressError, MissingExtraError, MissingRuntimeError
 from compress.core.files import write_json
-from compress.core.types import FormatCaps
+from compress.core.types import BITS, FormatCaps
 from export import environments
 from export.genai.nbits import block_of
 from export.genai.whole import names_by_digest, write_whole
@@ -56,11 +56,11 @@ ROPE = {
 its gemma3 scales windows too, its base class ends with an error, or rounds yarn otherwise."""
 USUAL_ROPE = ("default", "linear")
 CAPS = FormatCaps(
-    bits=(2, 3, 4, 8),
+    bits=BITS,
     auto_groups=(128, 64, 32),
     symmetric_only=frozenset(),
     containers=frozenset({"linear", "embedding"}),
-    notes=("2 and 3 bits are stored in 4; groups must be multiples of 16",),
+    notes=("2 and 3 bits are stored in 4, 5 and 6 in 8; groups must be multiples of 16",),
 )
 
 
@@ -137,8 +137,8 @@ def write(source: Source, folder: Path, options: Options, report: Report) -> Wri
     if options.accuracy_level == 4:
         facts["arithmetic"] = {"coded": "int8-group", "why": INT8}
         notes.append("inputs of packed layers are rounded to int8 while it runs (accuracy_level 4)")
-    if any(coded.scheme.bits < 4 for coded in source.coded.values()):
-        notes.append("codes of 2 and 3 bits are stored in 4: the same values, no smaller than 4 bits")
+    if any(coded.scheme.bits not in (4, 8) for coded in source.coded.values()):
+        notes.append("codes of 2 and 3 bits are stored in 4, of 5 and 6 in 8: the same values")
     if options.accuracy_level == 0 and any(coded.scheme.bits == 8 for coded in source.coded.values()):
         notes.append(
             "8-bit layers have no fast float32 kernel and decode slowly; accuracy_level=4 is far faster for them"

@@ -2,7 +2,8 @@
 
 optimum-intel converts the model (in the runtime's own environment) from the float32 weights that the codes stand for;
 its constants are then replaced by codes (`runtimes/_openvino_builder.py`). Symmetric schemes are i4 or i8 without zero
-points, others u4 or u8 with them; 2 and 3 bits sit in 4. What is kept is stored in the 16 bits that hold it.
+points, others u4 or u8 with them; 2 and 3 bits sit in 4, 5 and 6 in 8. What is kept is stored in the 16 bits that
+hold it.
 
 By itself OpenVINO's CPU plugin rounds inputs and cache to int8; the IR's runtime options say that it does not. Where a
 CPU has bfloat16 the plugin computes in it unless INFERENCE_PRECISION_HINT is f32, which only whoever opens it can say;
@@ -28,7 +29,7 @@ from compress.core import device
 from compress.core.errors import CompressError, MissingRuntimeError
 from compress.core.files import write_json
 from compress.core.safetensors_file import Pending, write_file
-from compress.core.types import FormatCaps
+from compress.core.types import BITS, FormatCaps
 from export import environments
 from export.genai.whole import names_by_digest, write_whole
 from export.kinds import ExportFormat, Report, Written
@@ -51,11 +52,11 @@ TASKS = {
 UNKNOWN = frozenset({"Gemma3ForCausalLM"})
 """What optimum-intel 2.2.0 refuses with the transformers it is pinned with here ("Maximum required is 5.0")."""
 CAPS = FormatCaps(
-    bits=(2, 3, 4, 8),
+    bits=BITS,
     auto_groups=(128, 64, 32),
     symmetric_only=frozenset(),
     containers=frozenset({"linear", "embedding", "conv1d"}),
-    notes=("groups must divide the inputs; 2 and 3 bits are stored in 4",),
+    notes=("groups must divide the inputs; 2 and 3 bits are stored in 4, 5 and 6 in 8",),
 )
 
 
@@ -116,8 +117,8 @@ def write(source: Source, folder: Path, _: Options, report: Report) -> Written:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     notes = ["inputs and cache stay in float32; CPUs with bfloat16 need INFERENCE_PRECISION_HINT=f32 for that too"]
-    if any(coded.scheme.bits < 4 for coded in source.coded.values()):
-        notes.append("codes of 2 and 3 bits are stored in 4: the same values, no smaller than 4 bits")
+    if any(coded.scheme.bits not in (4, 8) for coded in source.coded.values()):
+        notes.append("codes of 2 and 3 bits are stored in 4, of 5 and 6 in 8: the same values")
     facts = {"converter": f"optimum-intel with openvino {environments.place(RUNTIME).version}", "task": _task(source)}
     return Written(tuple(source.coded), facts, tuple(notes))
 

@@ -1,7 +1,7 @@
 """Nodes that carry a layer's name become operators that hold its weight: codes, scales and zero points as they are.
 
 Weights alone in codes: com.microsoft MatMulNBits, blocks of a power of two; a group or row that is longer is several
-blocks that repeat its scale, which is the same numbers. Codes of 3 bits lie in 4.
+blocks that repeat its scale, which is the same numbers. Codes of 3 bits lie in 4, of 5 and 6 in 8.
 Int8 inputs: the input is rounded once for all layers that read it, the product is one of integers. A static grid is
 QuantizeLinear and DequantizeLinear, which onnxruntime fuses; a grid for each token is max |x| / 127.5 of the row and a
 QuantizeLinear of rows as blocks, MatMulIntegerToFloat with the scales of the weight's rows, and the token's scale
@@ -203,7 +203,7 @@ def block_size(group: int, columns: int) -> int:
 
 def held_bits(bits: int) -> int:
     """Bits that a code of `bits` takes in MatMulNBits."""
-    return 4 if bits == 3 else bits
+    return next(held for held in (2, 4, 8) if held >= bits)
 
 
 def _matmul_nbits(writer: Writer, coded: Coded, x: str, out: str) -> None:

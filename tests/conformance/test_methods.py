@@ -20,7 +20,8 @@ SHAPES = [(1, 32), (24, 64), (5, 50), (3, 7)]
 SCHEMES = [
     Scheme("int", bits, group, symmetric, dtype)
     for bits, (group, symmetric, dtype) in itertools.product(
-        (2, 3, 4, 8), [(16, False, "bfloat16"), (-1, True, "float16"), (24, True, "bfloat16"), (-1, False, "float32")]
+        (2, 3, 4, 5, 6, 8),
+        [(16, False, "bfloat16"), (-1, True, "float16"), (24, True, "bfloat16"), (-1, False, "float32")],
     )
 ] + [Scheme.parse("nf4")]
 
@@ -75,7 +76,7 @@ def test_scale_bits_are_kept_to(method: LayerMethod) -> None:
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_not_worse_than_min_max(method: LayerMethod, bits: int, symmetric: bool) -> None:
     """In the layer's output when the method reads the hessian, in the weight when it does not."""
     for seed in range(4):

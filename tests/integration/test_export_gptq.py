@@ -132,6 +132,8 @@ def test_a_zero_point_of_zero_is_never_written_as_zero_minus_one(
 def test_what_cannot_be_held_is_refused_before_anything_is_written(made: Make, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="int8 inputs"):
         write(made("llama", bits=8, activations="dynamic"), tmp_path / "x")
+    with pytest.raises(RecipeError, match=r"is int5-g.*; gptq holds integer codes of 2, 3, 4 and 8 bits"):
+        write(made("llama", bits=5), tmp_path / "x")
     with pytest.raises(RecipeError, match="use auto, gptq or gptq_v2"):
         write(made("llama", bits=4), tmp_path / "x", checkpoint_format="v3")
     assert not (tmp_path / "x").exists()

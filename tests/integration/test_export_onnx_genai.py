@@ -64,6 +64,8 @@ WAYS = [
     ("llama", {"bits": 4}),
     ("llama", {"bits": 4, "symmetric": True, "mixed": True}),
     ("llama", {"bits": 3}),
+    ("llama", {"bits": 5}),
+    ("llama", {"bits": 6, "symmetric": True}),
     ("llama", {"bits": 8, "head": "int8"}),
     ("llama", {"bits": 4, "embeddings": "int8"}),
     ("qwen2", {"bits": 4}),

@@ -50,6 +50,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Make:
     [
         ("llama", {"bits": 4, "symmetric": True, "mixed": True}),
         ("llama", {"bits": 3}),
+        ("llama", {"bits": 5}),
+        ("llama", {"bits": 6, "symmetric": True}),
         ("qwen2", {"bits": 4, "embeddings": "int8"}),
         ("qwen3", {"bits": 4}),
         ("mistral", {"bits": 4}),

@@ -48,6 +48,8 @@ def schemes(done: Run) -> set[str]:
         (3, 32, False),
         (4, 64, True),
         (4, -1, False),
+        (5, 64, True),
+        (6, 32, False),
         (8, 32, True),
         (8, -1, False),
         (8, -1, True),

@@ -106,7 +106,7 @@ def _named(layers: Layers) -> None:
 
 
 def _strange(layers: Layers) -> None:
-    layers[DOWN]["scheme"] = "int5-g64-sym"
+    layers[DOWN]["scheme"] = "int7-g64-sym"
 
 
 def _group(layers: Layers) -> None:
@@ -137,7 +137,7 @@ def _empty(layers: Layers) -> None:
     ("edit", "said"),
     [
         (_named, "names model.layers.0.mlp.down_prj, and LlamaForCausalLM has no such layer; is .*down_proj meant"),
-        (_strange, "5 bits cannot be stored"),
+        (_strange, "7 bits cannot be stored"),
         (_group, "int4-g48-sym, whose groups do not divide"),
         (_apart, "are fused by servers, and the plan gives them int4-g64-sym and int8-row-sym; give them one scheme"),
         (_zeros, "zero points with one scheme for the whole model"),

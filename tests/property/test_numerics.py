@@ -12,7 +12,7 @@ from compress.core.numerics.grid import Search, minmax_grid, round_to_nearest, s
 from compress.core.numerics.packing import pack_int32, pack_zero, unpack_int32, unpack_zero
 from compress.core.types import Scheme
 
-BITS = st.sampled_from([2, 3, 4, 8])
+BITS = st.sampled_from([2, 3, 4, 5, 6, 8])
 
 
 def codes_of(bits: int, rows: int, cols: int, seed: int) -> torch.Tensor:

@@ -37,7 +37,7 @@ def kind_for(scheme: Scheme) -> str | None:
     if scheme.kind != "int" or (scheme.group_size != -1 and scheme.group_size % BLOCK):
         return None
     if scheme.symmetric:
-        return "q4_0" if scheme.bits <= 4 else "q8_0"
+        return "q4_0" if scheme.bits <= 4 else "q5_0" if scheme.bits == 5 else "q8_0"
     return "q4_1" if scheme.bits <= 4 else None
 
 

@@ -70,7 +70,8 @@ def test_searched_minima_are_not_worse_than_the_range(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("int4-g32-asym", "q4_1"), ("int4-g64-asym", "q4_1"), ("int3-g64-asym", "q4_1"), ("int2-g32-sym", "q4_0"),
-     ("int4-row-sym", "q4_0"), ("int4-g128-sym", "q4_0"), ("int8-row-sym", "q8_0")],
+     ("int4-row-sym", "q4_0"), ("int4-g128-sym", "q4_0"), ("int5-g64-sym", "q5_0"), ("int6-g64-sym", "q8_0"),
+     ("int8-row-sym", "q8_0")],
 )  # fmt: skip
 def test_integer_schemes_fit_without_rounding(name: str, kind: str) -> None:
     weight, stats = problem()

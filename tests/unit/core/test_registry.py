@@ -72,7 +72,7 @@ def test_a_recipe_is_frozen_and_knows_every_key() -> None:
 @pytest.mark.parametrize(
     ("settings", "parts"),
     [
-        ({"bits": 5}, ("--bits 5", "2, 3, 4 or 8")),
+        ({"bits": 7}, ("--bits 7", "2, 3, 4, 5, 6, 8")),
         ({"group_size": 8}, ("--group-size 8", "16 to 256")),
         ({"group_size": "big"}, ("group_size", "big")),
         ({"samples": 0}, ("samples", "0")),

@@ -28,7 +28,7 @@ def drawn(bits: int, group: int, symmetric: bool, shape: tuple[int, int]) -> QTe
 SHAPES = [(64, (32, 192)), (-1, (48, 96)), (128, (16, 192)), (96, (16, 192)), (16, (8, 48)), (32, (8, 64))]
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize(("group", "shape"), SHAPES)
 def test_the_operator_multiplies_by_what_the_codes_stand_for(

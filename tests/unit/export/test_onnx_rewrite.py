@@ -100,7 +100,7 @@ def near(found: Tensor, expected: Tensor, share: float = 2e-6) -> None:
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("columns", [96, WORDS, 100])
 @pytest.mark.parametrize("group", [32, 16, 48, -1])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_weights_alone(tmp_path: Path, bits: int, group: int, columns: int, symmetric: bool) -> None:
     """Codes, scales and zero points are those of the layer, in the file and in the product."""
     q = quantized(Scheme("int", bits, group, symmetric, "float32"), (ROWS, columns))

@@ -17,7 +17,7 @@ def heavy_tailed(rows: int, cols: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, cols, generator=generator) ** 3
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_min_max_is_within_half_a_step(bits: int) -> None:
     """Without clipping no weight is further than half a step away (plus the bf16 rounding of the range's end)."""
     weight = heavy_tailed(16, 64)

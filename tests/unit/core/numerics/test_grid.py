@@ -30,7 +30,7 @@ def test_min_max_covers(scheme: Scheme) -> None:
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_a_search_never_loses_to_min_max(bits: int, symmetric: bool) -> None:
     generator = torch.Generator().manual_seed(bits)
     weight = torch.randn(40, 50, generator=generator) ** 3
