@@ -14,6 +14,7 @@ import json
 import math
 import random
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from compress.pipeline.inspect import inspect_text
 from compress.pipeline.profiling import recorded
 from compress.pipeline.sensitivity import sensitivity
 from compress.plan import profile
+from compress.plan.pooling import scores
 from compress.plan.stability import MEAN_BITS, Stability, at_mean_bits, stability
 from compress.recipe import Recipe, SensitivityRecipe
 
@@ -122,7 +124,8 @@ def steadiness(structure: Structure, bits: float, found: list[Sensitivity], jour
     sums = np.array([losses.get((one.layer, one.scheme), [0.0] * len(counts)) for one in found]).T
     planner = at_mean_bits(bits, structure, found)
     assert planner is not None
-    steady = stability(found, sums, counts, [planner], 0)
+    roles = {layer.name: layer.role for layer in structure.layers}
+    steady = stability(found, sums, counts, [planner], 0, partial(scores, found, roles))
     assert steady is not None
     return steady
 

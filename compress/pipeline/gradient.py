@@ -1,4 +1,4 @@
-"""What a small change of each weight does to the loss: one pass backward over the original model, a block at a time.
+"""What a small change of each weight does to the loss: one pass backward over a model, a block at a time.
 
 The loss is the model's own (Fisher's information, not the empirical one, which labels of a text would give). Of a text
 with log-likelihood l of the model's own answers and a layer whose weight W becomes W + D, the expected divergence is
@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,23 +33,42 @@ from compress.pipeline.replay import Replay, Trace
 from compress.pipeline.rounding import Asked, asked_of, moved, watching
 
 Dots = dict[tuple[str, str], list[float]]
-"""(layer, scheme) -> (gradient of the log-likelihood) . (change of the weight), of each text."""
+"""(layer, scheme) -> (gradient of the log-likelihood) . (change of the weight), of each text, draw by draw."""
 
-Likelihood = Callable[[int, Trace, Any], Tensor]
-"""Number of a text, its trace, the model's output -> a scalar whose gradient has Fisher's information."""
+Likelihood = Callable[[int, Trace, Any, int], Tensor]
+"""Number of a text, its trace, the model's output, number of a draw -> a scalar whose gradient has Fisher's
+information."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """The weights that gradients are taken at. around: with the vocabulary or without -> a context in which the model's
+    parameters around the blocks are there; fill: brings those of a block into memory."""
+
+    around: Callable[[bool], AbstractContextManager[Any]]
+    fill: Callable[[BlockRef], None]
+
+    @classmethod
+    def original(cls, checkpoint: Checkpoint, outside: Outside) -> Point:
+        """The model as it is."""
+        return cls(
+            lambda vocabulary: outside.installed("original", vocabulary), lambda block: checkpoint.fill(block.name)
+        )
 
 
 class Backward:
-    """The pass backward. `upstream` holds for each text the gradient at the newest output of each stack."""
+    """The pass backward. `upstream`: of each text, draw by draw, the gradient at the newest output of each stack."""
 
     def __init__(
-        self, checkpoint: Checkpoint, structure: Structure, outside: Outside, bank: Bank,
-        chosen: Mapping[str, Sequence[LayerPlan]] | None = None,
+        self, checkpoint: Checkpoint, structure: Structure, point: Point, bank: Bank,
+        chosen: Mapping[str, Sequence[LayerPlan]] | None = None, draws: int = 1,
     ) -> None:  # fmt: skip
-        """bank: of all layers that are asked about. chosen: how they may be treated; only who rounds inputs counts."""
-        self.checkpoint, self.structure, self.outside, self.bank = checkpoint, structure, outside, bank
-        self.chosen = chosen or {}
-        self.upstream: list[dict[str, Tensor]] = []
+        """bank: of all layers that are asked about; changes are from `point` to its codes. chosen: how they may be
+        treated; only who rounds inputs counts. draws: of the likelihood for each text, each one more pass backward
+        and no more forward."""
+        self.checkpoint, self.structure, self.point, self.bank = checkpoint, structure, point, bank
+        self.chosen, self.draws = chosen or {}, draws
+        self.upstream: list[list[dict[str, Tensor]]] = []
 
     def ends(self, replay: Replay, traces: Sequence[Trace], likelihood: Likelihood) -> Dots:
         """Begin at the model's answers; traces end at the last blocks' outputs. Dots of the head, of the embedding
@@ -56,19 +76,27 @@ class Backward:
         model = self.checkpoint.model
         self.upstream = []
         dots: Dots = {}
-        with self.outside.installed("original", vocabulary=True):
+        with self.point.around(True):
             head = self._head()
             changes = self._changes(-1, [head] if head is not None else [])
             with _differentiable(model, [head] if head is not None else []) as parameters:
                 for number, trace in enumerate(traces):
                     output, leaves = replay.graph(trace, None)
-                    score = likelihood(number, trace, output)
                     wanted = [*leaves.values(), *parameters]
-                    found = torch.autograd.grad(score, wanted, allow_unused=True)
-                    self.upstream.append(_known(leaves, found))
-                    if head is not None:
-                        _count(dots, (number, len(traces)), head, found[-1], changes)
+                    self.upstream.append([])
+                    for draw in range(self.draws):
+                        score = likelihood(number, trace, output, draw)
+                        found = torch.autograd.grad(score, wanted, allow_unused=True, retain_graph=not self._last(draw))
+                        self.upstream[-1].append(_known(leaves, found))
+                        if head is not None:
+                            _count(dots, self._place(number, draw, traces), head, found[-1], changes)
         return dots
+
+    def _last(self, draw: int) -> bool:
+        return draw == self.draws - 1
+
+    def _place(self, number: int, draw: int, traces: Sequence[Trace]) -> Place:
+        return number * self.draws + draw, len(traces) * self.draws
 
     def block(self, replay: Replay, block: BlockRef, traces: Sequence[Trace]) -> Dots:
         """Dots of a block's layers, and of the embedding at the first block of a stack; `upstream` moves to its input.
@@ -78,9 +106,9 @@ class Backward:
         model, first = self.checkpoint.model, block.position == 0
         there = self.bank.names(block.index)
         layers = [layer for layer in block.layers if layer.name in there]
-        self.checkpoint.fill(block.name)
+        self.point.fill(block)
         dots: Dots = {}
-        with self.outside.installed("original", vocabulary=first):
+        with self.point.around(first):
             table = self._changes(-1, [e for e in [self._embedding()] if e is not None]) if first else {}
             changes = self._changes(block.index, layers)
             asked = asked_of(self.chosen, layers)
@@ -91,8 +119,8 @@ class Backward:
                 watching(model, asked) as seen,
             ):
                 for number, trace in enumerate(traces):
-                    gradient = self.upstream[number].pop(block.stack, None)
-                    if gradient is None:  # nothing that follows reads this stack
+                    gradients = [held.pop(block.stack, None) for held in self.upstream[number]]
+                    if gradients[0] is None:  # nothing that follows reads this stack
                         continue
                     looked.clear()
                     seen.calls.clear()
@@ -101,16 +129,19 @@ class Backward:
                         leaves.pop(block.stack, None)  # not read: its input comes from the embedding
                     before = [*leaves.values(), *parameters, *(words for _, words in looked)]
                     wanted = [*before, *seen.outputs]
-                    found = torch.autograd.grad(output, wanted, gradient, allow_unused=True)
-                    self._pass_on(number, _known(leaves, found))
-                    place = (number, len(traces))
-                    of_layers = dict(zip(_params(layers), found[len(leaves) :], strict=False))
-                    for layer in layers:
-                        _count(dots, place, layer, of_layers[layer.param], changes)
-                    of_words = found[len(leaves) + len(parameters) : len(before)]
-                    for (ids, _), words in zip(looked, of_words, strict=True):
-                        _count_words(dots, place, ids, words, table)
-                    _count_rounded(dots, place, asked, moved(asked, seen, found[len(before) :], coded))
+                    for draw, gradient in enumerate(gradients):
+                        found = torch.autograd.grad(
+                            output, wanted, gradient, allow_unused=True, retain_graph=not self._last(draw)
+                        )
+                        _pass_on(self.upstream[number][draw], _known(leaves, found))
+                        place = self._place(number, draw, traces)
+                        of_layers = dict(zip(_params(layers), found[len(leaves) :], strict=False))
+                        for layer in layers:
+                            _count(dots, place, layer, of_layers[layer.param], changes)
+                        of_words = found[len(leaves) + len(parameters) : len(before)]
+                        for (ids, _), words in zip(looked, of_words, strict=True):
+                            _count_words(dots, place, ids, words, table)
+                        _count_rounded(dots, place, asked, moved(asked, seen, found[len(before) :], coded))
         empty(model.get_submodule(block.name))
         release_memory()
         return dots
@@ -144,14 +175,15 @@ class Backward:
         }
         return {(o.layer.name, o.scheme): weights[o.layer.name] + changes[o.layer.name][o.scheme] for o in asked}
 
-    def _pass_on(self, number: int, gradients: dict[str, Tensor]) -> None:
-        for stack, gradient in gradients.items():
-            before = self.upstream[number].get(stack)
-            self.upstream[number][stack] = gradient if before is None else before + gradient
 
-
-Place = tuple[int, int]  # number of a text, how many there are
+Place = tuple[int, int]  # number of a text's draw, how many there are
 Changes = dict[str, dict[str, Tensor]]
+
+
+def _pass_on(upstream: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
+    for stack, gradient in gradients.items():
+        before = upstream.get(stack)
+        upstream[stack] = gradient if before is None else before + gradient
 
 
 def _count(dots: Dots, place: Place, layer: LayerRef, gradient: Tensor | None, changes: Changes) -> None:

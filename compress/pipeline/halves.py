@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import numpy as np
 from compress.core.journal import Journal
 from compress.core.types import Sensitivity
 from compress.pipeline.prepare import Prepared
-from compress.pipeline.profiling import recorded
-from compress.plan.stability import CHANGES, LEAST, MEAN_BITS, Planner, Stability, at_mean_bits, stability
+from compress.pipeline.profiling import recorded, roles_of
+from compress.plan.pooling import scores
+from compress.plan.stability import CHANGES, LEAST, MEAN_BITS, Planner, Stability, at_mean_bits, means, stability
 
 MORE = 128
 """Sequences that the sentence asks about."""
@@ -37,7 +39,9 @@ def steadiness(
     planners = [plan for plan in made if plan is not None]
     there, what = _texts(ready)
     texts = round(share * there)
-    steady = stability(found, sums, counts, planners, ready.recipe.seed)
+    roles = roles_of(ready, journal)
+    read = means if roles is None else partial(scores, found, roles)
+    steady = stability(found, sums, counts, planners, ready.recipe.seed, read)
     if steady is None:
         few = f"{texts} {what} are too few to tell whether more would change the plan; give {LEAST} or more."
         return {"texts": texts, "said": few}

@@ -37,19 +37,19 @@ class Answers:
         self.unit = ""
         self._scored = text is not None and not isinstance(text.task, WritingTask) and not text.task.text
 
-    def __call__(self, number: int, trace: Trace, output: Any) -> Tensor:
-        """A scalar with its graph whose gradient g has E[g g^T] = Fisher's information, by signs that only `number` and
-        the seed decide.
+    def __call__(self, number: int, trace: Trace, output: Any, draw: int = 0) -> Tensor:
+        """A scalar with its graph whose gradient g has E[g g^T] = Fisher's information, by signs that only `number`,
+        `draw` and the seed decide.
 
         Of every answer c there is, log p_c counts with sqrt(p_c) and a random sign: sum over c of p_c (dl_c)^2 in
         expectation, as with one answer drawn from p, but unlikely answers, of which a sure model has nothing else to
         lose by, are seen each time and not once in 1 / p_c texts.
         """
-        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        random = torch.Generator().manual_seed(self.seed * 1_000_003 + number + draw * 10_000_019)
         values = self.outputs(number, trace, output)
         if self.unit in (COSINE, SQUARE):
-            return (values * torch.randn(values.shape, generator=draw)).sum()
-        signs = torch.randint(0, 2, values.shape, generator=draw, dtype=torch.int8) * 2 - 1
+            return (values * torch.randn(values.shape, generator=random)).sum()
+        signs = torch.randint(0, 2, values.shape, generator=random, dtype=torch.int8) * 2 - 1
         return (values * (values.detach() / 2).exp_().mul_(signs)).sum()
 
     def outputs(self, number: int, trace: Trace, output: Any) -> Tensor:
@@ -72,10 +72,13 @@ class Answers:
 
     def divergence(self, before: Tensor, after: Tensor) -> float:
         """What one text's `outputs` lose, all answers together: KL(before || after), or what `unit` says."""
+        return float(self.loss(before.double(), after.double()))
+
+    def loss(self, before: Tensor, after: Tensor) -> Tensor:
+        """The same as a scalar, in the dtype that is given."""
         if self.unit in (COSINE, SQUARE):
-            return float((before.double() - after.double()).square().sum()) / 2
-        p, q = before.double(), after.double()
-        return float((p.exp() * (p - q)).sum())
+            return (before - after).square().sum() / 2
+        return (before.exp() * (before - after)).sum()
 
     def _logits(self, number: int, trace: Trace, output: Any) -> Tensor | None:
         """(..., C), as many as there are answers; None: the model has no classes."""

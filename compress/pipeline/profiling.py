@@ -6,7 +6,7 @@ On disk until the end: what goes into each block, (texts, L, D) float32, and the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from compress.core.task import Feature
 from compress.core.types import BlockRef, LayerPlan, LayerRef, LayerStats, Sensitivity, Structure
 from compress.pipeline.bank import Bank
 from compress.pipeline.collect import Collecting, collecting
-from compress.pipeline.gradient import Backward, Dots
+from compress.pipeline.gradient import Backward, Dots, Point
 from compress.pipeline.likelihood import Answers
 from compress.pipeline.outside import Outside
 from compress.pipeline.prepare import Prepared, collectors_of
@@ -33,10 +33,13 @@ from compress.pipeline.solve import Job, Solved, solve
 from compress.pipeline.store import Store
 from compress.pipeline.stream import Report, old_objects_left_alone
 from compress.pipeline.swapped import Swapped
+from compress.plan.pooling import pooled
 from compress.plan.uniform import all_layers
 
 MOST_TEXTS = 256
 """Texts that are judged one by one; of more, those of one batch are taken together."""
+ENOUGH, MOST_DRAWS = 96, 4
+"""Squares that a score is a mean of: of fewer texts each has several draws of its likelihood, so many at most."""
 
 Chosen = dict[str, tuple[LayerPlan, ...]]
 Row = dict[str, Any]
@@ -62,7 +65,7 @@ class Profiling:
         else:
             self.backward(traces, answers)
         losses, said = recorded(self.journal)
-        return costs(rows, losses, np.array(said["counts"], np.float64)), said
+        return costs(rows, losses, np.array(said["counts"], np.float64), roles_of(self.ready, self.journal)), said
 
     def forward(self, traces: Sequence[Trace]) -> list[Row]:
         """Fill the bank; rows {layer, scheme, bits, error}. Traces end at the last blocks' outputs."""
@@ -95,15 +98,19 @@ class Profiling:
     def backward(self, traces: Sequence[Trace], answers: Answers) -> None:
         """The dots of every layer and scheme with each text, into the journal."""
         ready, blocks = self.ready, self.ready.structure.blocks
-        walk = Backward(ready.checkpoint, ready.structure, self.outside, self.bank, self.chosen)
+        draws = min(MOST_DRAWS, -(-ENOUGH // max(1, len(traces))))
+        walk = Backward(
+            ready.checkpoint, ready.structure, Point.original(ready.checkpoint, self.outside), self.bank, self.chosen,
+            draws,
+        )  # fmt: skip
         done = len(self.journal.of("scored"))
         if done:
-            walk.upstream = self._upstream(done, len(traces))
+            walk.upstream = self._upstream(done, len(traces), draws)
         with Replay(ready.checkpoint.model, blocks) as replay, old_objects_left_alone():
             if not done:
                 dots = walk.ends(replay, traces, answers)
-                said = {"unit": answers.unit, "counts": [answers.counts[n] for n in range(len(traces))]}
-                self._scored(0, dots, walk, said)
+                counts = [answers.counts[n] for n in range(len(traces))]
+                self._scored(0, dots, walk, {"unit": answers.unit, "counts": counts, "draws": draws})
             for turn, block in enumerate(reversed(blocks), 1):
                 self.report("judging", turn - 1, len(blocks))
                 if turn <= done - 1:
@@ -186,18 +193,23 @@ class Profiling:
         return self.store.work / f"gradients-{turn:05d}.safetensors"
 
     def _scored(self, turn: int, dots: Dots, walk: Backward, more: dict[str, Any]) -> None:
-        tensors = {f"{n}.{stack}": pending(g) for n, held in enumerate(walk.upstream) for stack, g in held.items()}
+        tensors = {
+            f"{number}.{draw}.{stack}": pending(gradient)
+            for number, draws in enumerate(walk.upstream)
+            for draw, held in enumerate(draws)
+            for stack, gradient in held.items()
+        }
         write_file(self._gradients(turn), tensors)
         rows = [[layer, scheme, values] for (layer, scheme), values in dots.items()]
         self.journal.append("scored", turn=turn, dots=rows, **more)
         self._gradients(turn - 1).unlink(missing_ok=True)
 
-    def _upstream(self, done: int, texts: int) -> list[dict[str, Tensor]]:
+    def _upstream(self, done: int, texts: int, draws: int) -> list[list[dict[str, Tensor]]]:
         entries = read_header(self._gradients(done - 1))
-        found: list[dict[str, Tensor]] = [{} for _ in range(texts)]
+        found: list[list[dict[str, Tensor]]] = [[{} for _ in range(draws)] for _ in range(texts)]
         for name, entry in entries.items():
-            number, _, stack = name.partition(".")
-            found[int(number)][stack] = read_tensor(entry)
+            number, draw, stack = name.split(".", 2)
+            found[int(number)][int(draw)][stack] = read_tensor(entry)
         return found
 
 
@@ -225,12 +237,20 @@ def recorded(journal: Journal) -> tuple[Losses, Row]:
     if lines := journal.of("swapped"):
         return {(layer, scheme): values for line in lines for layer, scheme, values in line["rows"]}, lines[0]
     lines = journal.of("scored")
-    return {key: [dot * dot / 2 for dot in found] for key, found in _summed(lines).items()}, lines[0]
+    draws = lines[0]["draws"]
+    return {key: [sum(dot * dot for dot in found[n : n + draws]) / (2 * draws) for n in range(0, len(found), draws)]
+            for key, found in _summed(lines).items()}, lines[0]  # fmt: skip
 
 
-def costs(rows: list[Row], losses: Losses, counts: Array) -> list[Sensitivity]:
+def roles_of(ready: Prepared, journal: Journal) -> Mapping[str, str] | None:
+    """Layer -> its role; None where losses were measured, and are not to be pooled."""
+    return None if journal.of("swapped") else {layer.name: layer.role for layer in all_layers(ready.structure)}
+
+
+def costs(rows: list[Row], losses: Losses, counts: Array, roles: Mapping[str, str] | None) -> list[Sensitivity]:
     """Divergence by layer and scheme, with 95 % intervals over texts. rows: of the bank. counts: answers of each text
-    (D,). A layer that no text reaches loses nothing."""
+    (D,). roles: of layers, by which scores are pooled; None: they stay as they are. A layer that no text reaches loses
+    nothing."""
     none = [0.0] * len(counts)
     sums = np.array([losses.get((row["layer"], row["scheme"]), none) for row in rows], np.float64).T  # (D, rows)
 
@@ -239,10 +259,11 @@ def costs(rows: list[Row], losses: Losses, counts: Array) -> list[Sensitivity]:
         return means
 
     values, bounds = bootstrap(np.concatenate([sums, counts[:, None]], 1), figures, 0)
-    return [
+    found = [
         Sensitivity(row["layer"], row["scheme"], float(v), low or 0.0, high or float(v), row["bits"], row["error"])
         for row, v, (low, high) in zip(rows, values, bounds, strict=True)
     ]
+    return found if roles is None else pooled(found, roles, sums, counts)
 
 
 def texts_of(ready: Prepared, traces: Sequence[Trace]) -> tuple[list[Trace], list[tuple[Feature, ...]]]:

@@ -51,9 +51,9 @@ def sensitivity(recipe: SensitivityRecipe, overwrite: bool = False, hooks: Hooks
     out = Path(recipe.out or identity.default_out(ready.opened.name, "sensitivity"))
     mark = {
         "command": "sensitivity",
+        **fingerprint(ready, threads),
         "--schemes": recipe.schemes,
         "--metric": recipe.metric,
-        **fingerprint(ready, threads),
     }
     with Journal.open(out, mark, overwrite) as journal:
         if journal.last("finished") is not None:

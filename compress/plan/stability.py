@@ -30,6 +30,15 @@ MEAN_BITS = (3.0, 4.0)  # of plans that nobody asked for
 Planner = Callable[[Sequence[Sensitivity]], Mapping[str, str]]
 """Costs -> the scheme of each layer that is chosen for."""
 
+Scores = Callable[[Array, Array], Array]
+"""Divergence of some texts (D, rows) and their answers (D,) -> the score of each row."""
+
+
+def means(sums: Array, counts: Array) -> Array:
+    """Divergence an answer."""
+    found: Array = sums.sum(0) / counts.sum()
+    return found
+
 
 @dataclass(frozen=True)
 class Stability:
@@ -58,14 +67,15 @@ class Stability:
 
 
 def stability(
-    found: Sequence[Sensitivity], sums: Array, counts: Array, planners: Sequence[Planner], seed: int
-) -> Stability | None:
+    found: Sequence[Sensitivity], sums: Array, counts: Array, planners: Sequence[Planner], seed: int,
+    scores: Scores = means,
+) -> Stability | None:  # fmt: skip
     """How far scores and plans hang on the texts. sums: (D, rows) divergence of each text in the rows of `found`;
-    counts: (D,) answers. None for fewer than LEAST texts."""
+    counts: (D,) answers; scores: how rows are scored by them. None for fewer than LEAST texts."""
     if len(counts) < LEAST:
         return None
-    whole = sums.sum(0) / counts.sum()
-    halves = _halved(sums, counts, seed)
+    whole = scores(sums, counts)
+    halves = _halved(sums, counts, seed, scores)
     agree = [_spearman(found, one, other) for one, other in halves]
     values = [value for pair in halves for value in pair]
     judged = [_regret(found, whole, values, planner) for planner in planners]
@@ -73,14 +83,14 @@ def stability(
     return Stability(float(np.mean(agree)), differ, layers, regret)
 
 
-def _halved(sums: Array, counts: Array, seed: int) -> list[tuple[Array, Array]]:
+def _halved(sums: Array, counts: Array, seed: int, scores: Scores) -> list[tuple[Array, Array]]:
     """Scores (rows,) of both halves of SPLITS random divisions."""
     draw = torch.Generator().manual_seed(seed)
     found = []
     for _ in range(SPLITS):
         order = torch.randperm(len(counts), generator=draw).numpy()
         parts = np.array_split(order, 2)
-        one, other = (sums[part].sum(0) / counts[part].sum() for part in parts)
+        one, other = (scores(sums[part], counts[part]) for part in parts)
         found.append((one, other))
     return found
 

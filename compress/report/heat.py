@@ -57,20 +57,33 @@ def table(record: RunRecord) -> tuple[str, Table] | None:
     found = costs(record)
     if found is None:
         return None
-    made = Table(box=None, padding=(0, 1, 0, 0), show_edge=False, header_style="dim")
+    made = Table(box=None, padding=(0, 1, 0, 0), collapse_padding=True, show_edge=False, header_style="dim")
     made.add_column("block", justify="right")
     made.add_column("layer", overflow="fold")
     for scheme in found.schemes:
-        made.add_column(words.clean(scheme, 16), justify="right", no_wrap=True)
+        made.add_column(_heading(scheme), justify="right", no_wrap=True)
     for layer in found.layers[:MOST_ROWS]:
         cells = [_cell(found, found.values.get((layer, scheme))) for scheme in found.schemes]
         block = next(row["block"] for (name, _), row in found.values.items() if name == layer)
         made.add_row(Text(str(block) if block >= 0 else ""), Text(words.short(_within(layer), 30)), *cells)
-    totals = [sum(row["value"] for (_, s), row in found.values.items() if s == scheme) for scheme in found.schemes]
-    made.add_row(Text(), Text("all together", style="bold"), *(Text(f"{total:.2g}", style="bold") for total in totals))
+    made.add_row(Text(), Text("all together", style="bold"), *(_total(found, scheme) for scheme in found.schemes))
     more = f", the dearest {MOST_ROWS} of {len(found.layers)}" if len(found.layers) > MOST_ROWS else ""
     how = "measured, one layer swapped at a time" if record.recipe.get("metric") == "kl" else "expected"
     return f"What each layer costs, {found.unit}, {how}{more}", made
+
+
+def _total(found: Costs, scheme: str) -> Text:
+    """Of all layers in the blocks; nothing where some cannot have the scheme."""
+    inside = {layer for (layer, _), row in found.values.items() if row["block"] >= 0}
+    mine = {layer: row["value"] for (layer, s), row in found.values.items() if s == scheme}
+    return Text(f"{sum(mine.values()):.2g}" if inside <= mine.keys() else "", style="bold")
+
+
+def _heading(scheme: str) -> str:
+    """A scheme in lines: bits over groups, so that eight of them stand side by side."""
+    bits, _, rest = words.clean(scheme, 16).partition("-")
+    group, _, zero = rest.partition("-")
+    return "\n".join(part for part in (bits, group, "" if zero == "sym" else zero) if part)
 
 
 def _within(layer: str) -> str:
@@ -84,7 +97,8 @@ def _cell(found: Costs, row: dict[str, Any] | None) -> Text:
     if row is None:
         return Text("")
     shade = SHADES[min(len(SHADES) - 1, int(found.place(row["value"]) * len(SHADES)))]
-    return Text(f" {row['value']:.1e} ", style=f"white on {shade}")
+    mantissa, _, exponent = f"{row['value']:.1e}".partition("e")
+    return Text(f" {mantissa}e{int(exponent)} ", style=f"white on {shade}")
 
 
 def chart(record: RunRecord) -> Chart | None:

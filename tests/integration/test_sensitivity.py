@@ -75,10 +75,10 @@ def test_what_is_expected_is_what_is_measured(tmp_path: Path, name: str, unit: s
 
 def test_one_text_by_hand() -> None:
     rows = [{"layer": "a", "scheme": "int4-g32-sym", "bits": 4.5, "error": 0.1}]
-    found = profiling.costs(rows, {("a", "int4-g32-sym"): [2.0, 4.0, 6.0]}, np.array([10.0, 10.0, 20.0]))
+    found = profiling.costs(rows, {("a", "int4-g32-sym"): [2.0, 4.0, 6.0]}, np.array([10.0, 10.0, 20.0]), None)
     assert found[0].value == pytest.approx(12 / 40)
     assert found[0].low < found[0].value < found[0].high
-    assert profiling.costs(rows, {}, np.ones(3))[0].value == 0.0  # no text reaches it
+    assert profiling.costs(rows, {}, np.ones(3), {"a": "proj"})[0].value == 0.0  # no text reaches it
 
 
 def test_killed_anywhere_it_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

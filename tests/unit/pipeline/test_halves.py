@@ -42,7 +42,7 @@ def said(made: Any, noise: float, texts: int, **kept: Any) -> dict[str, Any]:
     for at, (layer, scheme) in enumerate(names):
         size = (1.0 + 0.1 * (at // len(SCHEMES))) * 2.0 ** -SCHEMES[scheme]
         dots.append([layer, scheme, (size * np.exp(noise * draw.normal(0, 1, texts))).tolist()])
-    journal = Lines(scored=[{"dots": dots[:5], "unit": "nats", "counts": [9] * texts}, {"dots": dots[5:]}])
+    journal = Lines(scored=[{"dots": dots[:5], "unit": "nats", "counts": [9] * texts, "draws": 1}, {"dots": dots[5:]}])
     found = [Sensitivity(layer, scheme, 0, 0, 0, SCHEMES[scheme], 0) for layer, scheme in names]
     return halves.steadiness(made, journal, found)  # type: ignore[arg-type]
 

@@ -86,7 +86,7 @@ def test_by_hand() -> None:
 
 def test_ranks_are_scipys_scheme_by_scheme() -> None:
     sums, counts = texts(10, 1.0, 4)
-    pairs = steady._halved(sums, counts, 0)
+    pairs = steady._halved(sums, counts, 0, steady.means)
     found = steady.stability(ROWS, sums, counts, [], 0)
     assert found is not None
     wanted = [
