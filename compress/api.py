@@ -71,7 +71,7 @@ def sensitivity(
     """What each layer of a model costs at each scheme; `record.sensitivity` has unit, texts, answers and layers.
 
     model: a folder, hub id or .gguf file, or a whole SensitivityRecipe (then the next three are taken from it).
-    schemes: names like int4-g64-sym; 2, 3, 4 and 8 bits without. progress: called with (stage, done, total).
+    schemes: names like int4-g64-sym; 2, 3, 4, 5, 6 and 8 bits without. progress: called with (stage, done, total).
 
     Raises the errors of compress.core.errors: InputError for models, data and settings that cannot be used.
     """

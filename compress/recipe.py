@@ -69,7 +69,7 @@ class Recipe(_Settings):
 
     model: str = Field(DEMO, description="folder, hub id, .gguf file, or 'demo'")
     out: str = Field("", description="output folder; default: MODEL's name and the bits")
-    bits: int = Field(4, description="bits per weight: 2, 3, 4 or 8")
+    bits: int = Field(4, description="bits per weight: 2, 3, 4, 5, 6 or 8")
     scheme: str = Field(
         "", description="a number format by name instead of bits and groups: q4_0, q4_1, q5_0, q5_1, q8_0, nf4"
     )
@@ -103,6 +103,10 @@ class Recipe(_Settings):
     request: str = Field("1x128", description="what --max-latency is about: texts x tokens of each")
     max_drop: str = Field(
         "", description="the task's figure may be so much lower, 1%: a small file for which that is shown"
+    )
+    schemes: list[str] = Field(
+        default_factory=list,
+        description="what a budget chooses from: int4-g128-sym, int8-row-sym ...; default: 2 to 8 bits",
     )
     profile: str = Field("", description="profile.json of `compress sensitivity`, for the plan of a budget")
     plan: str = Field("", description="plan.json whose layers' schemes, methods and options are taken")
@@ -150,7 +154,7 @@ class Recipe(_Settings):
     @classmethod
     def _bits(cls, value: int) -> int:
         if value not in BITS:
-            raise ValueError(f"--bits {value} cannot be stored; use 2, 3, 4 or 8")
+            raise ValueError(f"--bits {value} cannot be stored; use {', '.join(map(str, BITS))}")
         return value
 
     @field_validator("reparam")
@@ -188,6 +192,8 @@ class Recipe(_Settings):
                 f"--profile {self.profile} is for --max-bytes or --bpw alone: --max-drop judges plans on text, "
                 "--max-latency asks about int8 inputs too; leave it out"
             )
+        if self.schemes and not budget:
+            raise ValueError(f"--schemes {self.schemes[0]} is what a budget chooses from; give one, or --bits")
         if budget and (self.scheme or shown):
             flag = "scheme" if self.scheme else shown[0].replace("_", "-")
             raise ValueError(f"{budget} chooses bits layer by layer; leave out --{flag}")
@@ -270,7 +276,7 @@ class SensitivityRecipe(_Settings):
     model: str = Field(DEMO, description="folder, hub id, .gguf file, or 'demo'")
     out: str = Field("", description="output folder; default: MODEL's name and 'sensitivity'")
     schemes: list[str] = Field(
-        default_factory=list, description="int4-g64-sym, int8-row-sym, q4_1 ...; default: 2, 3, 4 and 8 bits"
+        default_factory=list, description="int4-g64-sym, int8-row-sym, q4_1 ...; default: 2 to 8 bits"
     )
     metric: Literal["gradient", "kl"] = Field(
         "gradient", description="expected from one pass backward, or measured, one layer swapped at a time"

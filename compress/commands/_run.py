@@ -34,7 +34,10 @@ MODEL = typer.Argument(
 )
 OPTION = typer.Option(None, metavar="NAME=VALUE", help="Setting of the method, see below; repeatable.")
 SCHEMES = typer.Option(
-    None, help="int4-g64-sym, int8-row-sym, q4_1 ...; repeat it [default: 2, 3, 4 and 8 bits without zero points]."
+    None, help="int4-g64-sym, int8-row-sym, q4_1 ...; repeat it [default: 2 to 8 bits without zero points]."
+)
+CHOICES = typer.Option(
+    None, help="What a budget chooses from, like int4-g128-sym; repeat it [default: 2 to 8 bits, two group sizes]."
 )
 COLUMNS = typer.Option(None, metavar="ROLE=COLUMN", help="Columns of labelled data, where names are unusual.")
 LIKE = typer.Option(

@@ -39,7 +39,7 @@ def register(app: typer.Typer) -> None:
 def command(
     model: str | None = _run.MODEL,
     out: str | None = typer.Option(None, help="Output folder [default: MODEL-BITSbit]."),
-    bits: int | None = typer.Option(None, help="2, 3, 4 or 8 [default: 4]."),
+    bits: int | None = typer.Option(None, help="2, 3, 4, 5, 6 or 8 [default: 4]."),
     scheme: str | None = typer.Option(
         None,
         help="Instead of --bits: ggml's blocks for llama.cpp (q4_0, q4_1, q5_0, q5_1, q8_0), nf4 for bitsandbytes.",
@@ -60,6 +60,7 @@ def command(
         None,
         help="The task's figure (or perplexity) may be so much worse, like 1%: a small file for which that is shown.",
     ),
+    schemes: list[str] | None = _run.CHOICES,
     profile: str | None = typer.Option(
         None, help="Folder or profile.json of compress sensitivity: a budget is planned by it, and not judged on text."
     ),

@@ -119,7 +119,8 @@ def choices(ready: Prepared) -> Chosen:
     structure = ready.structure
     rules = rules_of(ready.recipe, ready.checkpoint, structure)
     method = ready.plan.layers[structure.layers[0].name]
-    found = candidates((), structure, rules, method, judge.reads_only(ready.checkpoint.model))
+    encoder, timed_too = judge.reads_only(ready.checkpoint.model), bool(ready.recipe.max_latency)
+    found = candidates(ready.recipe.schemes, structure, rules, method, encoder, timed_too)
     inside = {layer.name: layer for layer in structure.layers}
     uses = frozenset(
         (inside[name].container, p.scheme) for name, plans in found.items() if name in inside for p in plans

@@ -68,11 +68,11 @@ class Draws:
                 self.report("judging plans", block.index, len(blocks))
                 checkpoint.fill(block.name)
                 first = block.position == 0
-                with self.outside.installed("original", vocabulary=first), self._ends(first) as use:
+                with self.outside.installed("original", vocabulary=first), self.ends(first) as use:
                     if first:
                         groups = self._parted(groups, plans, self._end_names())
                     groups = self._parted(groups, plans, [layer.name for layer in block.layers])
-                    put = self._putting(block)
+                    put = self.putting(block)
                     for group in groups:
                         picks = plans[group.members[0]]
                         use(picks)
@@ -83,7 +83,7 @@ class Draws:
                 empty(checkpoint.model.get_submodule(block.name))
                 release_memory()
             groups = self._parted(groups, plans, self._end_names())
-            with self.outside.installed("original", vocabulary=True), self._ends(True) as use:
+            with self.outside.installed("original", vocabulary=True), self.ends(True) as use:
                 for number in range(len(inputs)):
                     for group in groups:
                         use(plans[group.members[0]])
@@ -108,7 +108,7 @@ class Draws:
         # a copy is made before its source moves on: nothing has run since the group was whole
         return found
 
-    def _putting(self, block: BlockRef) -> Callable[[Picks], None]:
+    def putting(self, block: BlockRef) -> Callable[[Picks], None]:
         """What puts a plan's weights into the block, which is in memory as the original has it."""
         model = self.ready.checkpoint.model
         codes = self.bank.read(block.index)
@@ -127,7 +127,7 @@ class Draws:
         return put
 
     @contextmanager
-    def _ends(self, wanted: bool) -> Iterator[Callable[[Picks], None]]:
+    def ends(self, wanted: bool) -> Iterator[Callable[[Picks], None]]:
         """Inside, the function installs a plan's embedding and head; `wanted`: whether they are in memory at all."""
         model = self.ready.checkpoint.model
         codes = self.bank.read(-1) if wanted and self._end_names() else {}

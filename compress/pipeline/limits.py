@@ -51,8 +51,9 @@ def caps_of(recipe: Recipe) -> FormatCaps:
     """What OUT and all formats of --to can hold."""
     caps = FORMAT.caps
     for name in formats_of(recipe):
-        groups = load("format", name).caps.auto_groups
-        caps = replace(caps, auto_groups=tuple(g for g in caps.auto_groups if g in groups) or caps.auto_groups)
+        other = load("format", name).caps
+        groups = tuple(g for g in caps.auto_groups if g in other.auto_groups) or caps.auto_groups
+        caps = replace(caps, bits=tuple(b for b in caps.bits if b in other.bits), auto_groups=groups)
     return caps
 
 

@@ -7,7 +7,7 @@ of them, so that codes are not judged by the text that they were fitted to. No p
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from compress.pipeline.bank import Bank
 from compress.pipeline.draws import Draws, Picks
 from compress.pipeline.gauge import Gauge, Seen
 from compress.pipeline.likelihood import Answers
+from compress.pipeline.marginal import TOKENS, Marginal, Moves
 from compress.pipeline.outside import Outside
 from compress.pipeline.prepare import Prepared, make_streams
 from compress.pipeline.profiling import Chosen, Profiling, texts_of
@@ -30,7 +31,7 @@ from compress.pipeline.stream import Report
 from compress.plan import budget
 from compress.plan.activations import in_float
 from compress.plan.budget import Limit, Planned
-from compress.plan.variants import expected, variants
+from compress.plan.variants import at_a_plan, expected, variants
 
 EVERY = 4
 """One text of so many judges."""
@@ -39,12 +40,16 @@ POINTS = 6
 """Budgets of the frontier."""
 CHANGES = 5
 """Single changes of a plan that are measured."""
+TURNS, TRUST = 2, 0.25
+"""How often the best plan is asked what would help it, and how much that counts beside what layers cost alone: it is
+asked by two draws of few texts, and plans pick what looks best."""
+AGAIN = "asked again"
 FRONTIER = "frontier"
 """The name of what is judged first for --max-drop."""
 ROUNDS = 6
+"""Of repair at most."""
 SAFER = 16.0
 """How much less the second plan for --max-drop loses on the judging text: a quarter of the answers change."""
-"""Of repair at most."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +142,38 @@ class Planning:
             return replace(made, loss=loss, low=low, high=high)
 
         made = variants(within, self.chosen, found)
-        judged = self.measured(name, list(made.values()), list(made))
-        return sorted(judged, key=lambda one: one.loss)
+        judged = sorted(self.measured(name, list(made.values()), list(made)), key=lambda one: one.loss)
+        for turn in range(TURNS if self._asks else 0):
+            best = judged[0]
+            costs = at_a_plan(found, self._moves(f"{name} {turn}", best.planned), best.planned, TRUST)
+            step = self.measured(f"{name}, turn {turn}", [within(self.chosen, costs)], [AGAIN])[0]
+            judged = sorted([*judged, step], key=lambda one: one.loss)
+            if judged[0] is not step:
+                break
+        return judged
+
+    @property
+    def _asks(self) -> bool:
+        """Whether plans are asked what would help them: weights alone, and not when it is to be fast."""
+        alone = all(plan.activation is None for plans in self.chosen.values() for plan in plans)
+        return alone and self.ready.recipe.effort != "fast"
+
+    def _moves(self, name: str, planned: Planned) -> Moves:
+        """What other choices would do to a plan, on the texts that costs were asked on."""
+        line = next((line for line in self.journal.of("moves") if line["name"] == name), None)
+        if line is None:
+            traces, answers = self._texts(judging=False)
+            blocks = self.ready.structure.blocks
+            for block in {block.stack: block for block in blocks}.values():
+                self.store.read_state(block, traces)
+            few = _short(traces, range(len(traces)), TOKENS)
+            draws = Draws(self.ready, self.outside, self.bank, self.report)
+            moves = Marginal(draws, self.store, self.report).moves(
+                _picks(planned, self.chosen), [traces[n] for n in few], answers
+            )
+            self.journal.append("moves", name=name, rows=[[*key, value] for key, value in moves.items()])
+            line = self.journal.lines[-1]
+        return {(layer, treatment): value for layer, treatment, value in line["rows"]}
 
     def measured(self, name: str, plans: Sequence[Planned], names: Sequence[str]) -> list[Judged]:
         """Plans with what they lost on the judging text."""
@@ -235,7 +270,7 @@ def _mean(seen: Seen, counts: Sequence[int]) -> tuple[float, float, float]:
     return value, value if low is None else low, value if high is None else high
 
 
-def _short(traces: Sequence[Trace], numbers: Sequence[int], most: int) -> list[int]:
+def _short(traces: Sequence[Trace], numbers: Iterable[int], most: int) -> list[int]:
     """The first of them that hold so many tokens."""
     found, tokens = [], 0
     for number in numbers:

@@ -38,6 +38,31 @@ def variants(within: Within, chosen: Chosen, found: Sequence[Sensitivity]) -> di
     return {name: made[name] for name in different.values()}
 
 
+def at_a_plan(
+    found: Sequence[Sensitivity], moves: Mapping[tuple[str, str], float], planned: Planned, trust: float
+) -> list[Sensitivity]:
+    """Costs with what was asked at a plan: moves, (layer, treatment) -> change of its loss.
+
+    trust: the weight of those beside the costs as they are, 0 to 1. Each layer's least cost stays what it is, so that
+    costs stay costs; what differs between its choices is what counts.
+    """
+    before = {(one.layer, one.scheme): one.value for one in found}
+    treated = {name: plan.treatment for name, plan in planned.plan.layers.items()}
+    values = {}
+    for one in found:
+        key, here = (one.layer, one.scheme), before.get((one.layer, treated[one.layer]), 0.0)
+        change = one.value - here
+        values[key] = here + change + (trust * (moves[key] - change) if key in moves else 0.0)
+    least: dict[str, tuple[float, float]] = {}
+    for one in found:
+        value, old = values[one.layer, one.scheme], one.value
+        low, usual = least.get(one.layer, (value, old))
+        least[one.layer] = (min(low, value), min(usual, old))
+    return [
+        replace(one, value=values[one.layer, one.scheme] - least[one.layer][0] + least[one.layer][1]) for one in found
+    ]
+
+
 def schemes(planned: Planned) -> tuple[str, ...]:
     """The treatment of every layer, in order."""
     return tuple(plan.treatment for plan in planned.plan.layers.values())

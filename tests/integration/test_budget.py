@@ -78,10 +78,10 @@ def test_classifiers_and_encoder_decoders_have_budgets_too(tmp_path: Path) -> No
 def test_killed_anywhere_it_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = save_tiny("llama", tmp_path / "llama")
     planned(model, tmp_path / "whole", max_bytes="175kB", verify=False)
-    kinds = ("outside", "banked", "scored", "planned", "block", "measured")
+    kinds = ("outside", "banked", "scored", "judged", "moves", "planned", "block", "measured")
     cut = tmp_path / "cut"
     deaths = killed_after(monkeypatch, kinds, lambda: planned(model, cut, max_bytes="175kB", verify=False))
-    assert {"banked", "scored", "planned", "block"} <= set(deaths)
+    assert {"banked", "scored", "judged", "moves", "planned", "block"} <= set(deaths)
     for name in ("model.safetensors", "config.json", "compress/plan.json", "compress/profile.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert not (tmp_path / "cut" / "compress" / "work").exists()
