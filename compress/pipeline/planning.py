@@ -40,9 +40,9 @@ POINTS = 6
 """Budgets of the frontier."""
 CHANGES = 5
 """Single changes of a plan that are measured."""
-TURNS, TRUST = 2, 0.25
-"""How often the best plan is asked what would help it, and how much that counts beside what layers cost alone: it is
-asked by two draws of few texts, and plans pick what looks best."""
+TURNS, TRUSTS = 2, (0.25, 0.5, 1.0)
+"""How often the best plan is asked what would help it, and how much that may count beside what layers cost alone: it is
+asked by two draws of few texts, and plans pick what looks best. Which, is judged."""
 AGAIN = "asked again"
 FRONTIER = "frontier"
 """The name of what is judged first for --max-drop."""
@@ -145,10 +145,11 @@ class Planning:
         judged = sorted(self.measured(name, list(made.values()), list(made)), key=lambda one: one.loss)
         for turn in range(TURNS if self._asks else 0):
             best = judged[0]
-            costs = at_a_plan(found, self._moves(f"{name} {turn}", best.planned), best.planned, TRUST)
-            step = self.measured(f"{name}, turn {turn}", [within(self.chosen, costs)], [AGAIN])[0]
-            judged = sorted([*judged, step], key=lambda one: one.loss)
-            if judged[0] is not step:
+            moves = self._moves(f"{name} {turn}", best.planned)
+            plans = [within(self.chosen, at_a_plan(found, moves, best.planned, trust)) for trust in TRUSTS]
+            steps = self.measured(f"{name}, turn {turn}", plans, [AGAIN] * len(plans))
+            judged = sorted([*judged, min(steps, key=lambda one: one.loss)], key=lambda one: one.loss)
+            if judged[0] is best:
                 break
         return judged
 

@@ -4,6 +4,7 @@ the terminal."""
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from compress.core.types import RunRecord
 from compress.report import words
 from compress.report.chartkit import Chart, axis, label, layout, sentence
 
-MOST_ROWS = 20
+MOST_ROWS, MOST_SCHEMES = 20, 7
 SHADES = ("#1b4f4a", "#2f6f5e", "#7a6a1f", "#a0541f", "#a32626")  # from little to much, white text on each
 SCALE = [[0.0, "#e6f4f1"], [0.35, "#79c2b2"], [0.65, "#e0a23c"], [1.0, "#a32626"]]
 
@@ -60,16 +61,24 @@ def table(record: RunRecord) -> tuple[str, Table] | None:
     made = Table(box=None, padding=(0, 1, 0, 0), collapse_padding=True, show_edge=False, header_style="dim")
     made.add_column("block", justify="right")
     made.add_column("layer", overflow="fold")
-    for scheme in found.schemes:
+    shown = _shown(found)
+    for scheme in shown:
         made.add_column(_heading(scheme), justify="right", no_wrap=True)
     for layer in found.layers[:MOST_ROWS]:
-        cells = [_cell(found, found.values.get((layer, scheme))) for scheme in found.schemes]
+        cells = [_cell(found, found.values.get((layer, scheme))) for scheme in shown]
         block = next(row["block"] for (name, _), row in found.values.items() if name == layer)
         made.add_row(Text(str(block) if block >= 0 else ""), Text(words.short(_within(layer), 30)), *cells)
-    made.add_row(Text(), Text("all together", style="bold"), *(_total(found, scheme) for scheme in found.schemes))
+    made.add_row(Text(), Text("all together", style="bold"), *(_total(found, scheme) for scheme in shown))
     more = f", the dearest {MOST_ROWS} of {len(found.layers)}" if len(found.layers) > MOST_ROWS else ""
     how = "measured, one layer swapped at a time" if record.recipe.get("metric") == "kl" else "expected"
     return f"What each layer costs, {found.unit}, {how}{more}", made
+
+
+def _shown(found: Costs) -> list[str]:
+    """The schemes that most layers have, as many as there is room for beside names; fewest bits first."""
+    count = Counter(scheme for _, scheme in found.values)
+    most = sorted(found.schemes, key=lambda scheme: -count[scheme])[:MOST_SCHEMES]
+    return [scheme for scheme in found.schemes if scheme in most]
 
 
 def _total(found: Costs, scheme: str) -> Text:

@@ -267,7 +267,7 @@ def test_a_group_that_does_not_divide(run: Run, llama: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "parts"),
     [
-        (("--bits", "5"), INPUT, ("--bits 5", "2, 3, 4 or 8")),
+        (("--bits", "7"), INPUT, ("--bits 7", "2, 3, 4, 5, 6, 8")),
         (("--bits", "four"), USAGE, ("--bits", "--help")),
         (("--group-size", "7"), INPUT, ("7", "16 to 256")),
         (("--group-size", "big"), INPUT, ("'big'", "auto")),
