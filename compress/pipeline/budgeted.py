@@ -119,8 +119,8 @@ def choices(ready: Prepared) -> Chosen:
     structure = ready.structure
     rules = rules_of(ready.recipe, ready.checkpoint, structure)
     method = ready.plan.layers[structure.layers[0].name]
-    encoder, timed_too = judge.reads_only(ready.checkpoint.model), bool(ready.recipe.max_latency)
-    found = candidates(ready.recipe.schemes, structure, rules, method, encoder, timed_too)
+    encoder, few = judge.reads_only(ready.checkpoint.model), bool(ready.recipe.max_latency)
+    found = candidates(ready.recipe.schemes, structure, rules, method, encoder, few)
     inside = {layer.name: layer for layer in structure.layers}
     uses = frozenset(
         (inside[name].container, p.scheme) for name, plans in found.items() if name in inside for p in plans

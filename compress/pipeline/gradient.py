@@ -180,6 +180,13 @@ Place = tuple[int, int]  # number of a text's draw, how many there are
 Changes = dict[str, dict[str, Tensor]]
 
 
+def add_dots(found: Dots, more: Dots) -> None:
+    """Add `more` to `found`: an embedding is met where words are looked up and, tied, where logits are made."""
+    for key, values in more.items():
+        before = found.get(key)
+        found[key] = values if before is None else [a + b for a, b in zip(before, values, strict=True)]
+
+
 def _pass_on(upstream: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
     for stack, gradient in gradients.items():
         before = upstream.get(stack)

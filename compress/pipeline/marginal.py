@@ -25,7 +25,7 @@ from torch import Tensor
 from compress.core.checkpoint import empty
 from compress.core.types import BlockRef
 from compress.pipeline.draws import Draws, Picks
-from compress.pipeline.gradient import Backward, Dots, Point
+from compress.pipeline.gradient import Backward, Dots, Point, add_dots
 from compress.pipeline.likelihood import Answers
 from compress.pipeline.replay import Replay, Trace
 from compress.pipeline.store import Store
@@ -72,12 +72,12 @@ class Marginal:
                         replay.advance(trace, block.index)
                 store.write_state(block, traces)
                 empty(checkpoint.model.get_submodule(block.name))
-            _add(found, walk.ends(replay, traces, loss))
+            add_dots(found, walk.ends(replay, traces, loss))
             for turn, block in enumerate(reversed(blocks)):
                 self.report("asking what would help", turn, len(blocks))
                 if block.position > 0:
                     store.read_state(blocks[block.index - 1], traces)
-                _add(found, walk.block(replay, block, traces))
+                add_dots(found, walk.block(replay, block, traces))
         self.report("asking what would help", len(blocks), len(blocks))
         for path in store.work.iterdir():
             path.unlink()
@@ -119,9 +119,3 @@ class _Loss:
 
 def _nothing() -> None:
     """Before anything is installed."""
-
-
-def _add(found: Dots, more: Dots) -> None:
-    for key, values in more.items():
-        before = found.get(key)
-        found[key] = values if before is None else [a + b for a, b in zip(before, values, strict=True)]

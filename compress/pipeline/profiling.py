@@ -24,7 +24,7 @@ from compress.core.task import Feature
 from compress.core.types import BlockRef, LayerPlan, LayerRef, LayerStats, Sensitivity, Structure
 from compress.pipeline.bank import Bank
 from compress.pipeline.collect import Collecting, collecting
-from compress.pipeline.gradient import Backward, Dots, Point
+from compress.pipeline.gradient import Backward, Dots, Point, add_dots
 from compress.pipeline.likelihood import Answers
 from compress.pipeline.outside import Outside
 from compress.pipeline.prepare import Prepared, collectors_of
@@ -219,12 +219,10 @@ def _codes(plans: Sequence[LayerPlan]) -> list[LayerPlan]:
 
 
 def _summed(lines: list[Row]) -> Dots:
-    """The dots of all lines: an embedding is met where words are looked up and, tied, where logits are made."""
+    """The dots of all lines."""
     found: Dots = {}
     for line in lines:
-        for layer, scheme, values in line["dots"]:
-            before = found.get((layer, scheme))
-            found[layer, scheme] = values if before is None else [a + b for a, b in zip(before, values, strict=True)]
+        add_dots(found, {(layer, scheme): values for layer, scheme, values in line["dots"]})
     return found
 
 

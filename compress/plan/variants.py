@@ -51,8 +51,8 @@ def at_a_plan(
     values = {}
     for one in found:
         key, here = (one.layer, one.scheme), before.get((one.layer, treated[one.layer]), 0.0)
-        change = one.value - here
-        values[key] = here + change + (trust * (moves[key] - change) if key in moves else 0.0)
+        alone = one.value - here  # what the move costs by itself
+        values[key] = one.value + trust * (moves.get(key, alone) - alone)
     least: dict[str, tuple[float, float]] = {}
     for one in found:
         value, old = values[one.layer, one.scheme], one.value
