@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shlex
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+
+from torch import nn
 
 from compress.core.artifact import open_artifact
 from compress.core.checkpoint import Checkpoint
 from compress.core.errors import MissingExtraError, OutputError, VerificationError
 from compress.core.files import atomic_write, sweep, write_json
 from compress.core.journal import WORK, Journal
+from compress.core.skeleton import build_skeleton, has_base
 from compress.core.types import Generation, Plan, RunRecord, Structure, TokenSet
 from compress.core.writing import read_config
 from compress.measure.client import Worker
@@ -85,7 +89,20 @@ def quantization_config(
         name = key.removesuffix(".weight")
         if key.endswith(".weight") and len(entry.shape) == 2 and name not in packed and "embed" not in name:
             dense.add(name)
+    if judge.reads_only(checkpoint.model):
+        dense |= _headless_linears(checkpoint)
     return FORMAT.quantization_config(packed, sorted(dense - set(packed)), experts)
+
+
+def _headless_linears(checkpoint: Checkpoint) -> set[str]:
+    """Linears of the model without its head that have no weights in the checkpoint: AutoModel makes a pooler for a
+    tagger, and would decode codes that are not there."""
+    if not has_base(checkpoint.model):
+        return set()
+    model = build_skeleton(deepcopy(checkpoint.model.config), checkpoint.folder, base=True)
+    prefix = f"{getattr(checkpoint.model, 'base_model_prefix', '')}."
+    known = {key.removesuffix(".weight").removeprefix(prefix) for key in checkpoint.entries}
+    return {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in known}
 
 
 def write_readme(out: Path, name: str, plan: Plan, notes: tuple[str, ...], architecture: str) -> None:
