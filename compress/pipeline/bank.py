@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from compress.core.numerics.affine import dequantize
 from compress.core.safetensors_file import Pending, pending, read_header, read_tensor, write_file
 from compress.core.types import QTensor, Scheme
 from compress.pipeline.solve import Solved
@@ -55,4 +56,12 @@ class Bank:
             found[layer, scheme] = QTensor(
                 parts["codes"], parts["scale"], parts.get("zero"), self.schemes[scheme], parts.get("minimum")
             )
+        return found
+
+    def changes(self, block: int, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Layer -> scheme -> what its codes add to the weight (O, I), float32; of a block's layers, with weights."""
+        found: dict[str, dict[str, Tensor]] = {name: {} for name in weights}
+        for (name, scheme), q in self.read(block).items():
+            if name in weights:
+                found[name][scheme] = dequantize(q) - weights[name]
         return found

@@ -14,7 +14,7 @@ from compress.core.journal import WORK as PLACE
 from compress.core.journal import Journal
 from compress.core.numerics.paired import Pair
 from compress.core.types import LayerPlan, LayerRef, Measurement, Scheme, Sensitivity, torch_dtype
-from compress.pipeline import allowed, given, judge, timed
+from compress.pipeline import allowed, given, judge, timed, trial
 from compress.pipeline.allowed import Certificate
 from compress.pipeline.halves import steadiness
 from compress.pipeline.hooks import Hooks
@@ -159,29 +159,32 @@ def _planned(ready: Prepared, chosen: Chosen, out: Path, journal: Journal, hooks
     outside.compress(store.block_path(-1))
     outside.load_small(store.block_path(-1))
     planning = Planning(ready, chosen, limits_of(ready, chosen, table), store, outside, journal, hooks.report)
-    found, said = planning.profile()
+    alone, said = planning.profile()
+    shares, tried = trial.asked(planning, alone)
+    roles = {layer.name: layer.role for layer in ready.structure.layers}
+    found = shares.of(alone, roles)
     mark = journal.lines[0]["fingerprint"]
     profile.write(out / profile.PLACE, profile.Profile(said["unit"], tuple(found), mark))
     readings: list[Judged] = []
     if ready.recipe.max_drop:
         tries, shown = planning.smallest(found)
     else:
-        readings = planning.best(found)
-        tries = [readings[0].planned]
+        readings = planning.best(found) if tried is None else []
+        tries = [readings[0].planned if readings else planning.within(found)]
         points = planning.frontier(found)
         shown = planning.measured("frontier", points, [""] * len(points))
     size = tries[0].totals[budget.BYTES]
 
     def planned(costs: Sequence[Sensitivity]) -> dict[str, str]:
-        made = planning.at(costs, size)
+        made = planning.at(shares.of(costs, roles), size)
         return {name: made.plan.layers[name].treatment for name in chosen}
 
     if journal.last("stable") is None:
-        journal.append("stable", **steadiness(ready, journal, found, planned, share=planning.share))
+        journal.append("stable", **steadiness(ready, journal, alone, planned, share=planning.share))
     changes = planning.changes(tries[0], found)
     return {
         "tries": [{"layers": treated(one, chosen), "totals": one.totals, **_losses(one)} for one in tries],
-        "readings": [{"name": one.name, **_point(one)} for one in readings],
+        "readings": [{"name": one.name, **_point(one)} for one in [*readings, *([tried] if tried else [])]],
         "frontier": [_point(one) for one in shown],
         "changes": [{"name": one.name, **_point(one)} for one in changes],
     }

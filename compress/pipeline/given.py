@@ -6,6 +6,7 @@ from pathlib import Path
 
 from compress.core.errors import DataError
 from compress.core.fingerprint import file_sha256
+from compress.core.types import LayerPlan
 from compress.pipeline.identity import model_files
 from compress.pipeline.prepare import Prepared
 from compress.pipeline.profiling import Chosen
@@ -32,7 +33,7 @@ def read(ready: Prepared, chosen: Chosen) -> tuple[Profile, Chosen]:
             "compress sensitivity on this one, or leave out --profile"
         )
     known = {(one.layer, one.scheme) for one in found.sensitivities}
-    kept: Chosen = {}
+    kept: dict[str, tuple[LayerPlan, ...]] = {}
     for name, plans in chosen.items():
         kept[name] = tuple(p for p in plans if p.scheme.kind == "dense" or (name, p.treatment) in known)
         if all(p.scheme.kind == "dense" for p in kept[name]):

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +25,27 @@ from compress.core.blocks import read_weight
 from compress.core.checkpoint import Checkpoint, empty
 from compress.core.device import release_memory
 from compress.core.errors import ModelError
-from compress.core.numerics.affine import dequantize
 from compress.core.types import BlockRef, LayerPlan, LayerRef, Structure
-from compress.pipeline.bank import Bank
 from compress.pipeline.outside import Outside
 from compress.pipeline.replay import Replay, Trace
 from compress.pipeline.rounding import Asked, asked_of, moved, watching
 
 Dots = dict[tuple[str, str], list[float]]
 """(layer, scheme) -> (gradient of the log-likelihood) . (change of the weight), of each text, draw by draw."""
+
+Changes = Mapping[str, Mapping[str, Tensor]]
+"""Layer -> scheme -> what it adds to the weight (O, I), float32."""
+
+
+class Changing(Protocol):
+    """The changes that are asked about, block by block; -1 is what lies outside the blocks."""
+
+    def names(self, block: int) -> set[str]:
+        """The layers of a block that are asked about."""
+
+    def changes(self, block: int, weights: Mapping[str, Tensor]) -> Changes:
+        """Of layers of a block, whose weights (O, I) float32 are given."""
+
 
 Likelihood = Callable[[int, Trace, Any, int], Tensor]
 """Number of a text, its trace, the model's output, number of a draw -> a scalar whose gradient has Fisher's
@@ -60,10 +72,10 @@ class Backward:
     """The pass backward. `upstream`: of each text, draw by draw, the gradient at the newest output of each stack."""
 
     def __init__(
-        self, checkpoint: Checkpoint, structure: Structure, point: Point, bank: Bank,
+        self, checkpoint: Checkpoint, structure: Structure, point: Point, bank: Changing,
         chosen: Mapping[str, Sequence[LayerPlan]] | None = None, draws: int = 1,
     ) -> None:  # fmt: skip
-        """bank: of all layers that are asked about; changes are from `point` to its codes. chosen: how they may be
+        """bank: of all layers that are asked about, what is done to their weights at `point`. chosen: how they may be
         treated; only who rounds inputs counts. draws: of the likelihood for each text, each one more pass backward
         and no more forward."""
         self.checkpoint, self.structure, self.point, self.bank = checkpoint, structure, point, bank
@@ -157,15 +169,10 @@ class Backward:
         found = self.structure.embedding
         return found if found is not None and found.name in self.bank.names(-1) else None
 
-    def _changes(self, block: int, layers: Sequence[LayerRef]) -> dict[str, dict[str, Tensor]]:
-        """Layer -> scheme -> what it adds to the weight (O, I), float32."""
-        found: dict[str, dict[str, Tensor]] = {}
-        codes = self.bank.read(block) if layers else {}
-        for layer in layers:
-            weight = read_weight(layer, self.checkpoint.model.get_parameter(layer.param))
-            mine = {scheme: q for (name, scheme), q in codes.items() if name == layer.name}
-            found[layer.name] = {scheme: dequantize(q) - weight for scheme, q in mine.items()}
-        return found
+    def _changes(self, block: int, layers: Sequence[LayerRef]) -> Changes:
+        model = self.checkpoint.model
+        weights = {layer.name: read_weight(layer, model.get_parameter(layer.param)) for layer in layers}
+        return self.bank.changes(block, weights) if weights else {}
 
     def _coded(self, asked: Sequence[Asked], changes: Changes) -> dict[tuple[str, str], Tensor]:
         """(layer, scheme) -> the weight (O, I) that the codes stand for."""
@@ -177,7 +184,6 @@ class Backward:
 
 
 Place = tuple[int, int]  # number of a text's draw, how many there are
-Changes = dict[str, dict[str, Tensor]]
 
 
 def add_dots(found: Dots, more: Dots) -> None:

@@ -13,23 +13,18 @@ comes of it is judged on other text. On disk meanwhile: the text's activations a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from compress.core.checkpoint import empty
 from compress.core.types import BlockRef
+from compress.pipeline.at_weights import Loss, products
 from compress.pipeline.draws import Draws, Picks
-from compress.pipeline.gradient import Backward, Dots, Point, add_dots
+from compress.pipeline.gradient import Backward, Point
 from compress.pipeline.likelihood import Answers
-from compress.pipeline.replay import Replay, Trace
+from compress.pipeline.replay import Trace
 from compress.pipeline.store import Store
-from compress.pipeline.stream import Report, old_objects_left_alone
+from compress.pipeline.stream import Report
 
 TOKENS = 16384
 DRAWS = 2
@@ -53,35 +48,11 @@ class Marginal:
         originals: each text as the original model has it, at the last blocks' outputs; answers: of these texts.
         """
         ready = self.draws.ready
-        checkpoint, blocks = ready.checkpoint, ready.structure.blocks
-        store = copy(self.store)
-        store.work = self.store.work / "marginal"
-        store.work.mkdir(exist_ok=True)
-        traces = [Trace(trace.inputs) for trace in originals]
-        loss = _Loss(answers, originals)
+        loss = Loss(answers, originals)
         point = Point(lambda vocabulary: self._around(picks, loss, vocabulary), lambda block: self._fill(block, picks))
-        walk = Backward(checkpoint, ready.structure, point, self.draws.bank, draws=DRAWS)
-        found: Dots = {}
-        with Replay(checkpoint.model, blocks) as replay, old_objects_left_alone():
-            loss.replay = replay
-            for block in blocks:
-                self.report("running the plan", block.index, len(blocks))
-                point.fill(block)
-                with point.around(block.position == 0):
-                    for trace in traces:
-                        replay.advance(trace, block.index)
-                store.write_state(block, traces)
-                empty(checkpoint.model.get_submodule(block.name))
-            add_dots(found, walk.ends(replay, traces, loss))
-            for turn, block in enumerate(reversed(blocks)):
-                self.report("asking what would help", turn, len(blocks))
-                if block.position > 0:
-                    store.read_state(blocks[block.index - 1], traces)
-                add_dots(found, walk.block(replay, block, traces))
-        self.report("asking what would help", len(blocks), len(blocks))
-        for path in store.work.iterdir():
-            path.unlink()
-        total = sum(answers.counts[number] for number in range(len(traces)))
+        walk = Backward(ready.checkpoint, ready.structure, point, self.draws.bank, draws=DRAWS)
+        found = products(walk, loss, self.store, "marginal", self.report)
+        total = sum(answers.counts[number] for number in range(len(originals)))
         return {key: (sum(dots[::DRAWS]) + sum(d * d for d in dots[1::DRAWS]) / 2) / total
                 for key, dots in found.items()}  # fmt: skip
 
@@ -90,32 +61,8 @@ class Marginal:
         self.draws.putting(block)(picks)
 
     @contextmanager
-    def _around(self, picks: Picks, loss: _Loss, vocabulary: bool) -> Iterator[None]:
+    def _around(self, picks: Picks, loss: Loss, vocabulary: bool) -> Iterator[None]:
         with self.draws.outside.installed("original", vocabulary), self.draws.ends(vocabulary) as use:
             use(picks)
             loss.plain, loss.planned = (lambda: use({})), (lambda: use(picks))
             yield
-
-
-class _Loss:
-    """The likelihood that `Backward` asks for: draw 0 is the plan's divergence from the original, others as drawn."""
-
-    def __init__(self, answers: Answers, originals: Sequence[Trace]) -> None:
-        self.answers, self.originals = answers, originals
-        self.replay: Replay | None = None
-        self.plain: Callable[[], None] = _nothing
-        self.planned: Callable[[], None] = _nothing
-
-    def __call__(self, number: int, trace: Trace, output: Any, draw: int) -> Tensor:
-        if draw:
-            return self.answers(number, trace, output, draw)
-        assert self.replay is not None
-        self.plain()
-        with torch.no_grad():
-            before = self.answers.outputs(number, trace, self.replay.finish(self.originals[number]))
-        self.planned()
-        return self.answers.loss(before, self.answers.outputs(number, trace, output))
-
-
-def _nothing() -> None:
-    """Before anything is installed."""

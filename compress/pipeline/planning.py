@@ -7,7 +7,7 @@ of them, so that codes are not judged by the text that they were fitted to. No p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,11 +92,12 @@ class Planning:
 
     def profile(self) -> tuple[list[Sensitivity], dict[str, Any]]:
         """What each layer costs at each scheme, and in what unit, over how many answers."""
-        traces, answers = self._texts(judging=False)
+        traces, answers = self.texts(judging=False)
         loop = Profiling(self.ready, self.chosen, self.store, self.outside, self.bank, self.journal, self.report)
         return loop.sensitivities(traces, answers, "gradient")
 
-    def _texts(self, judging: bool) -> tuple[list[Trace], Answers]:
+    def texts(self, judging: bool) -> tuple[list[Trace], Answers]:
+        """The calibration texts that say what layers cost, or those that judge plans; with their answers."""
         traces, features = texts_of(self.ready, make_streams(self.ready).calibration)
         few = len(traces) < self._every
         numbers = [n for n in range(len(traces)) if few or (n % self._every == self._every - 1) == judging]
@@ -110,7 +111,7 @@ class Planning:
         """What is seen of each plan on the judging text, the answers of each text, and the unit of losses."""
         line = next((line for line in self.journal.of("judged") if line["name"] == name), None)
         if line is None:
-            traces, answers = self._texts(judging=True)
+            traces, answers = self.texts(judging=True)
             gauge = Gauge(answers, len(plans))
             picks = [_picks(planned, self.chosen) for planned in plans]
             Draws(self.ready, self.outside, self.bank, self.report).run(picks, [t.inputs for t in traces], gauge)
@@ -136,8 +137,8 @@ class Planning:
     def best(self, found: Sequence[Sensitivity], name: str = "readings") -> list[Judged]:
         """The plans for the limits under several readings of the costs, best measured first. name: in the journal."""
 
-        def within(chosen: Mapping[str, tuple[LayerPlan, ...]], costs: Sequence[Sensitivity]) -> Planned:
-            made = budget.within(self.limits, self.ready.plan, self.ready.structure, chosen, costs)
+        def within(chosen: Chosen, costs: Sequence[Sensitivity]) -> Planned:
+            made = self.within(costs, chosen)
             loss, low, high = expected(made, self.chosen, found)
             return replace(made, loss=loss, low=low, high=high)
 
@@ -153,6 +154,10 @@ class Planning:
                 break
         return judged
 
+    def within(self, found: Sequence[Sensitivity], chosen: Chosen | None = None) -> Planned:
+        """The best plan for the limits, of what may be `chosen`. Raises BudgetError when there is none."""
+        return budget.within(self.limits, self.ready.plan, self.ready.structure, chosen or self.chosen, found)
+
     @property
     def _asks(self) -> bool:
         """Whether plans are asked what would help them: weights alone, and not when it is to be fast."""
@@ -163,7 +168,7 @@ class Planning:
         """What other choices would do to a plan, on the texts that costs were asked on."""
         line = next((line for line in self.journal.of("moves") if line["name"] == name), None)
         if line is None:
-            traces, answers = self._texts(judging=False)
+            traces, answers = self.texts(judging=False)
             blocks = self.ready.structure.blocks
             for block in {block.stack: block for block in blocks}.values():
                 self.store.read_state(block, traces)
@@ -179,7 +184,9 @@ class Planning:
     def measured(self, name: str, plans: Sequence[Planned], names: Sequence[str]) -> list[Judged]:
         """Plans with what they lost on the judging text."""
         seen, counts, _ = self.judge(name, plans)
-        return [Judged(n, planned, *_mean(one, counts)) for n, planned, one in zip(names, plans, seen, strict=True)]
+        return [
+            Judged(n, planned, *mean_of(one.losses, counts)) for n, planned, one in zip(names, plans, seen, strict=True)
+        ]
 
     def frontier(self, found: Sequence[Sensitivity], points: int = POINTS, whole: bool = True) -> list[Planned]:
         """The best plans for sizes from the smallest to the largest, smallest first. whole: past the limit of bytes."""
@@ -263,9 +270,9 @@ def _picks(planned: Planned, chosen: Chosen) -> Picks:
     return {name: plan.treatment for name, plan in plans.items() if plan.scheme.kind != "dense"}
 
 
-def _mean(seen: Seen, counts: Sequence[int]) -> tuple[float, float, float]:
+def mean_of(losses: Sequence[float], counts: Sequence[int]) -> tuple[float, float, float]:
     """Loss an answer, and its 95 % interval over texts."""
-    sums = np.array([seen.losses, counts], np.float64).T
+    sums = np.array([losses, counts], np.float64).T
     values, bounds = bootstrap(sums, lambda totals: totals[:, :1] / totals[:, 1:], 0)
     value, (low, high) = float(values[0]), bounds[0]
     return value, value if low is None else low, value if high is None else high

@@ -41,7 +41,7 @@ MOST_TEXTS = 256
 ENOUGH, MOST_DRAWS = 96, 4
 """Squares that a score is a mean of: of fewer texts each has several draws of its likelihood, so many at most."""
 
-Chosen = dict[str, tuple[LayerPlan, ...]]
+Chosen = Mapping[str, tuple[LayerPlan, ...]]
 Row = dict[str, Any]
 
 

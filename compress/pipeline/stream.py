@@ -85,7 +85,7 @@ class Stream:
     """Everything the loop works with. make, drift: make the collectors of one layer input, and of a writer's drift.
 
     reparams: what is done to each block's weights before they are solved. tuner: of whole blocks, after their layers
-    are solved.
+    are solved. seen: is shown every layer as it is solved, before it is tuned.
     """
 
     checkpoint: Checkpoint
@@ -98,6 +98,7 @@ class Stream:
     report: Report
     reparams: tuple[Reparam, ...] = ()
     tuner: Tuner | None = None
+    seen: Callable[[Job, Solved], None] | None = None
 
     def run(self, streams: Streams, outside: Outside) -> tuple[list[LayerResult], list[BlockResult]]:
         """Compress every block that the journal does not have yet; the traces end at the last block's outputs."""
@@ -240,7 +241,12 @@ class Stream:
                 for layer in stack
                 if self.plan.layers[layer.name].scheme.kind != "dense"
             ]
-            solved += solve(jobs)
+            found = solve(jobs)
+            solved += found
+            if self.seen is not None:
+                by_name = {job.layer.name: job for job in jobs}
+                for item in found:
+                    self.seen(by_name[item.layer.name], item)
             if gathered is not None:
                 gathered.drop(stack[0])
         return solved

@@ -38,7 +38,7 @@ SLOWER = 1.25
 def with_fast(ready: Prepared, found: Mapping[str, tuple[LayerPlan, ...]]) -> Chosen:
     """`found` with what saves time or costs none: int8 with inputs in int8 by token, and the layer as it is."""
     dense, rounded = Scheme.parse(ready.dtype), ActScheme()
-    made: Chosen = dict(found)
+    made: dict[str, tuple[LayerPlan, ...]] = dict(found)
     for layer in ready.structure.layers:
         plans = list(found[layer.name])
         rows = next((p for p in plans if p.scheme.bits == 8 and p.scheme.group_size == -1 and p.scheme.symmetric), None)

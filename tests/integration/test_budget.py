@@ -88,13 +88,18 @@ def test_an_encoder_of_several_schemes_opens_without_its_head(name: str, tmp_pat
     assert name == "bert-classifier" or not hasattr(bare.pooler.dense, "quantization_scheme")
 
 
-def test_killed_anywhere_it_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("asks", "options"), [("tried", {}), ("moves", {"correct": False})])
+def test_killed_anywhere_it_ends_in_the_same_bytes(
+    asks: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where layers make good what others lost, by a trial; else by what would help the plan."""
     model = save_tiny("llama", tmp_path / "llama")
-    planned(model, tmp_path / "whole", max_bytes="175kB", verify=False)
-    kinds = ("outside", "banked", "scored", "judged", "moves", "planned", "block", "measured")
+    shared: dict[str, Any] = {"max_bytes": "175kB", "verify": False, "options": options}
+    planned(model, tmp_path / "whole", **shared)
+    kinds = ("outside", "banked", "scored", "judged", asks, "planned", "block", "measured")
     cut = tmp_path / "cut"
-    deaths = killed_after(monkeypatch, kinds, lambda: planned(model, cut, max_bytes="175kB", verify=False))
-    assert {"banked", "scored", "judged", "moves", "planned", "block"} <= set(deaths)
+    deaths = killed_after(monkeypatch, kinds, lambda: planned(model, cut, **shared))
+    assert {"banked", "scored", "judged", asks, "planned", "block"} <= set(deaths)
     for name in ("model.safetensors", "config.json", "compress/plan.json", "compress/profile.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert not (tmp_path / "cut" / "compress" / "work").exists()

@@ -90,8 +90,8 @@ def test_draws_are_what_the_whole_model_gives(tmp_path: Path, name: str, setting
 
 def test_plans_are_judged_by_text_that_their_codes_have_not_seen(tmp_path: Path) -> None:
     made = planning("llama", tmp_path)
-    first, _ = made._texts(judging=False)
-    second, _ = made._texts(judging=True)
+    first, _ = made.texts(judging=False)
+    second, _ = made.texts(judging=True)
     ids = [{tuple(t.inputs["input_ids"][0].tolist()) for t in some} for some in (first, second)]
     assert ids[0]
     assert ids[1]

@@ -53,7 +53,7 @@ def test_it_is_what_autograd_says_of_the_whole_model(
     monkeypatch.setattr(Journal, "append", lambda self, kind, **more: self.lines.append({"kind": kind, **more}))
     made = planning(name, tmp_path)
     made.profile()
-    traces, answers = made._texts(judging=False)
+    traces, answers = made.texts(judging=False)
     ready, model = made.ready, made.ready.checkpoint.model
     blocks = ready.structure.blocks
     for block in {block.stack: block for block in blocks}.values():
