@@ -151,7 +151,7 @@ def _planned(ready: Prepared, chosen: Chosen, out: Path, journal: Journal, hooks
         limits = limits_of(ready, chosen, table)
         made = budget.within(limits, ready.plan, ready.structure, chosen, told.sensitivities)
         turn = {"layers": treated(made, chosen), "totals": made.totals, **_losses(made)}
-        return {"tries": [turn], "readings": [], "frontier": [], "changes": []}
+        return {"tries": [turn], "readings": [], "trial": None, "frontier": [], "changes": []}
     store = Store(ready.checkpoint, ready.plan, out, torch_dtype(ready.dtype))
     store.work = out / PLACE / WORK
     store.work.mkdir(parents=True, exist_ok=True)
@@ -184,7 +184,8 @@ def _planned(ready: Prepared, chosen: Chosen, out: Path, journal: Journal, hooks
     changes = planning.changes(tries[0], found)
     return {
         "tries": [{"layers": treated(one, chosen), "totals": one.totals, **_losses(one)} for one in tries],
-        "readings": [{"name": one.name, **_point(one)} for one in [*readings, *([tried] if tried else [])]],
+        "readings": [{"name": one.name, **_point(one)} for one in readings],
+        "trial": {"shares": dict(shares.by_role), **_point(tried)} if tried is not None else None,
         "frontier": [_point(one) for one in shown],
         "changes": [{"name": one.name, **_point(one)} for one in changes],
     }
@@ -228,7 +229,7 @@ def profiled(ready: Prepared, journal: Journal) -> dict[str, Any]:
     found = profile.read(journal.out / profile.PLACE)
     counts = journal.of("scored")[0]["counts"] if not ready.recipe.profile else []
     answers = {"texts": len(counts), "answers": sum(counts)} if counts else {}
-    judged = {name: line[name] for name in ("readings", "frontier", "changes")}
+    judged = {name: line[name] for name in ("readings", "trial", "frontier", "changes")}
     steady = {name: value for name, value in (journal.last("stable") or {}).items() if name != "kind"}
     layers = listed(found.sensitivities, ready.structure)
     return {"unit": found.unit, **answers, "layers": layers, "stability": steady, **judged}
@@ -283,6 +284,7 @@ def outcome(ready: Prepared, journal: Journal, measured: Sequence[Measurement], 
         said += [
             f"A smaller plan was built first: {Certificate(**v['certificate']).sentence}" for v in journal.of("void")
         ]
+    said += [_left(line["trial"], unit)] if line["trial"] else []
     said += [str(line["said"]) for line in journal.of("stable")]
     return [*said, *_change(line["changes"], unit), *_relaxed(line["frontier"], turn, limit, unit)]
 
@@ -290,6 +292,17 @@ def outcome(ready: Prepared, journal: Journal, measured: Sequence[Measurement], 
 def _expected(turn: dict[str, Any], unit: str) -> str:
     loss, low, high = turn["loss"]
     return f"Expected loss {loss:.3g} {unit} [{low:.3g}, {high:.3g}]"
+
+
+def _left(tried: dict[str, Any], unit: str) -> str:
+    """What the trial build said."""
+    shares = sorted(tried["shares"].items(), key=lambda pair: pair[1])
+    named = ", ".join(f"{role} {100 * share:.0f} %" for role, share in shares)
+    size, loss = tried["totals"][budget.BYTES], tried["measured"][0]
+    return (
+        f"Built with as many bits everywhere, {size:,.0f} bytes lose {loss:.3g} {unit} on the judging text; of what "
+        f"layers lose alone there is left: {named}"
+    )
 
 
 def _change(changes: list[dict[str, Any]], unit: str) -> list[str]:

@@ -40,6 +40,9 @@ def table(record: RunRecord) -> tuple[str, Table] | None:
     if mine is not None:
         rows.append(("this plan", mine, "bold"))
         rows.sort(key=lambda row: float(row[1]["totals"]["bytes"]))
+    trial = record.sensitivity.get("trial")
+    if trial is not None:
+        rows.append(("as many bits everywhere, built", trial, "dim"))
     rows += [(f"read {one['name']}", one, "dim") for one in record.sensitivity.get("readings") or []]
     rows += [(f"with {one['name']}", one, "dim") for one in (record.sensitivity.get("changes") or [])[1:]]
     for name, point, style in rows:
@@ -47,7 +50,8 @@ def table(record: RunRecord) -> tuple[str, Table] | None:
         cells = (words.short(name, 60), words.size(round(point["totals"]["bytes"])), f"{point['expected']:.3g}",
                  f"{loss:.3g}", f"{low:.2g} to {high:.2g}")  # fmt: skip
         made.add_row(*(Text(cell, style=style) for cell in cells))
-    return f"Plans judged on calibration text, {record.sensitivity.get('unit', '')}", made
+    alone = "" if trial is None else ", expected as built and measured with layers solved alone"
+    return f"Plans judged on calibration text, {record.sensitivity.get('unit', '')}{alone}", made
 
 
 def chart(record: RunRecord) -> Chart | None:
