@@ -99,6 +99,17 @@ class Structure:
 
 
 @dataclass(frozen=True)
+class HalfStats:
+    """Hessian and drift of every other batch of a layer's text, in the units of LayerStats: what is fitted to these
+    tokens is judged by the others. share: their part in the weights of all tokens."""
+
+    n_tokens: int
+    share: float
+    hessian: Tensor
+    drift: Tensor
+
+
+@dataclass(frozen=True)
 class LayerStats:
     """Input statistics of one layer; the unit is per token, so layers and runs compare.
 
@@ -106,12 +117,14 @@ class LayerStats:
     drift: (O, I) float32 = (2 / sum u) sum u (r - r') xT for a layer that adds its output to the residual stream; r and
     r' (O,) are the stream after it in the original and in the compressed model, this layer's weight the original's
     in both, u = 1 / mean(r^2). None for other layers, or when it was not asked for.
+    half: of hessian and drift, where there are two batches or more.
     values: of the input, when a static int8 grid is to be chosen.
     """
 
     n_tokens: int
     hessian: Tensor
     drift: Tensor | None = None
+    half: HalfStats | None = None
     values: ValueCounts | None = None
 
 

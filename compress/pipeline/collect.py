@@ -192,12 +192,13 @@ class Collecting:
                 "the model overflows on this text, or its weights are broken"
             )
         stats = collector.stats()
-        drift = self.writers.take(layer) if self.writers is not None else None
+        lacks = self.writers.take(layer) if self.writers is not None else None
+        drift = lacks.drift() if lacks is not None else None
         if drift is not None and not all_finite(drift):
             raise ModelError(
                 f"the residual stream after {layer.name} (block {self.block.index}) holds NaN or Inf values"
             )
-        return stats if drift is None else replace(stats, drift=drift)
+        return stats if lacks is None else replace(stats, drift=drift, half=lacks.half())
 
     def drop(self, layer: LayerRef) -> None:
         """Give the memory of a layer's statistics back."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.core.errors import CompressError
-from compress.core.types import BlockRef, LayerRef
+from compress.core.types import BlockRef, HalfStats, LayerRef
 from compress.pipeline.writes import Writes
 
 FLOOR = 0.01  # a token's energy counts as this share of the batch's median at least: none counts for all the others
@@ -28,14 +28,17 @@ class Drift(Protocol):
     def drift(self) -> Tensor:
         """What was gathered, (O, I)."""
 
+    def half(self) -> HalfStats | None:
+        """The same of half of the text."""
+
 
 class Writers:
     """The layers of one block that write to the residual stream, and what it is after each in the original model.
 
     `original` runs the original's forward of every batch; the first decides which layers write: those of which every
     output is added to the stream. `batch` then says which one the compressed model is about to run. Memory: the stream
-    after each writer for all batches, the block's own output, which the caller has already, counted once; a (O, I)
-    matrix for each writer of the layers being solved.
+    after each writer for all batches, the block's own output, which the caller has already, counted once; two
+    (O, I) and a (I, I) matrix for each writer of the layers being solved.
     """
 
     def __init__(self, block: BlockRef, make: Callable[[int, int], Drift]) -> None:
@@ -128,10 +131,9 @@ class Writers:
             for layer in step.layers:
                 streams.pop(layer.name, None)
 
-    def take(self, layer: LayerRef) -> Tensor | None:
-        """The drift (O, I) of a layer, given away; None when it does not write, or was never reached."""
-        found = self._drift.pop(layer.name, None)
-        return found.drift() if found is not None else None
+    def take(self, layer: LayerRef) -> Drift | None:
+        """What a layer's stream lacks, given away; None when it does not write, or was never reached."""
+        return self._drift.pop(layer.name, None)
 
 
 def _module(model: nn.Module, layer: LayerRef) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from compress.core.blocks import find_structure, read_weight, steps_of
 from compress.core.checkpoint import Checkpoint, fill_tied
+from compress.core.numerics.correct import UNTRIED
 from compress.core.registry import load
 from compress.core.types import Plan, Structure
 from compress.pipeline.collect import collecting
@@ -207,7 +208,7 @@ def test_layers_that_write_to_the_stream_make_good_what_it_lacks(runs: Runs, nam
                 share = 1 / wanted.square().mean(1)
                 hessian = 2 / share.sum() * (x * share[:, None]).T @ x
                 drift = 2 / share.sum() * ((wanted - got) * share[:, None]).T @ x
-                mean, trust = hessian.diagonal().mean(), len(x) / (len(x) + x.shape[1])
+                mean, trust = hessian.diagonal().mean(), len(x) / (len(x) + UNTRIED * x.shape[1])
                 damped = hessian * trust
                 damped.diagonal().copy_(hessian.diagonal() + 0.01 * mean)
                 target = weight + trust * torch.linalg.solve(damped, drift.T).T

@@ -29,6 +29,19 @@ def test_matches_the_float64_oracle_however_it_is_batched(cuts: list[int]) -> No
     exact = 2 / u.sum() * (missing.double() * u[:, None]).T @ x.double()
     size = torch.outer(missing.double().norm(dim=0), x.double().norm(dim=0)) * 2 / u.sum()
     assert float(((collector.drift().double() - exact) / size).abs().max()) <= 5e-6
+    half = collector.half()
+    if len(cuts) == 1:
+        assert half is None
+        return
+    assert half is not None
+    mine = torch.cat([torch.full((count,), number % 2 == 1) for number, count in enumerate(cuts)])
+    x, missing, u = x[mine].double(), missing[mine].double(), weight[mine].double()
+    assert (half.n_tokens, half.share) == (
+        int(mine.sum()),
+        pytest.approx(float(u.sum()) / float(weight.double().sum())),
+    )
+    for found, exact in ((half.drift, (missing * u[:, None]).T @ x), (half.hessian, (x * u[:, None]).T @ x)):
+        torch.testing.assert_close(found.double(), exact * 2 / u.sum(), rtol=1e-4, atol=1e-4)
 
 
 def test_leading_dimensions_are_tokens_and_nothing_is_modified() -> None:
@@ -44,7 +57,9 @@ def test_leading_dimensions_are_tokens_and_nothing_is_modified() -> None:
 def test_no_token_gives_zeros() -> None:
     collector = DriftCollector(3, 4, CPU)
     collector.add(torch.zeros(0, 4), torch.zeros(0, 3), torch.zeros(0))
+    collector.add(torch.zeros(2, 4), torch.zeros(2, 3), torch.zeros(2))
     assert torch.equal(collector.drift(), torch.zeros(3, 4))
+    assert collector.half() is None
 
 
 def test_a_weight_counts_a_token_that_often() -> None:

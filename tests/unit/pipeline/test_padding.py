@@ -63,7 +63,9 @@ def test_what_the_stream_lacks_is_that_of_the_text_alone() -> None:
     alone = DriftCollector(*layer.shape, CPU)
     weights = 1 / wanted.square().mean(-1)
     alone.add(x[MASK], (wanted - stream)[MASK], weights[MASK])
-    torch.testing.assert_close(writers.take(layer), alone.drift(), rtol=1e-4, atol=1e-5)
+    found = writers.take(layer)
+    assert found is not None
+    torch.testing.assert_close(found.drift(), alone.drift(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_mask_of_several_texts_is_flattened_as_the_model_does() -> None:

@@ -113,6 +113,9 @@ class Sums:
     def drift(self) -> Tensor:
         return torch.zeros(self.shape)
 
+    def half(self) -> None:
+        """One batch has none."""
+
 
 def model(how: Forward) -> nn.Module:
     home = nn.Module()
