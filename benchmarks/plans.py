@@ -34,7 +34,7 @@ from compress.pipeline.stream import text_inputs
 from compress.plan.budget import BYTES, Planned
 from compress.recipe import Recipe
 
-SAMPLES, SEEDS, RANDOM = 64, (0, 1, 2), 10
+SAMPLES, SEEDS, RANDOM = 32, (0, 1, 2), 10
 AT = (2.5, 3.0, 3.5, 4.25, 5.5, 8.0)
 """Bits of a weight of the blocks, scales included."""
 
