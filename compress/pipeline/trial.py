@@ -3,8 +3,7 @@
 Of the built model's weights with rounding errors E (codes against what was to be rounded, which is the original's
 weight or the one that makes good what earlier layers lost), dKL/dE . E / 2 is a layer's part in the loss: of a loss
 that is quadratic, the parts and those of the corrections add up to it (Euler). Asked on judging text: on the text that
-codes were solved on, corrections take eight ninths of the loss away, on other text two fifths (SmolLM2-135M, 4 bits,
-16 k tokens). What that makes of costs: compress.plan.shares.
+codes were solved on, next to nothing is left of the loss. What that makes of costs: compress.plan.shares.
 Cost: one build with three quarters of the text, one pass of the judging text forward and backward.
 """
 
