@@ -300,8 +300,8 @@ def _left(tried: dict[str, Any], unit: str) -> str:
     named = ", ".join(f"{role} {100 * share:.0f} %" for role, share in shares)
     size, loss = tried["totals"][budget.BYTES], tried["measured"][0]
     return (
-        f"Built with as many bits everywhere, {size:,.0f} bytes lose {loss:.3g} {unit} on the judging text. Of what layers "
-        f"lose alone that leaves, corrections with their own losses: {named}"
+        f"Built with as many bits everywhere, {size:,.0f} bytes lose {loss:.3g} {unit} on the judging text. Of what "
+        f"layers lose alone that leaves, corrections with their own losses: {named}"
     )
 
 
