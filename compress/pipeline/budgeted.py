@@ -176,11 +176,11 @@ def _planned(ready: Prepared, chosen: Chosen, out: Path, journal: Journal, hooks
     size = tries[0].totals[budget.BYTES]
 
     def planned(costs: Sequence[Sensitivity]) -> dict[str, str]:
-        made = planning.at(shares.of(costs, roles), size)
+        made = planning.at(costs, size)
         return {name: made.plan.layers[name].treatment for name in chosen}
 
     if journal.last("stable") is None:
-        journal.append("stable", **steadiness(ready, journal, alone, planned, share=planning.share))
+        journal.append("stable", **steadiness(ready, journal, found, planned, planning.share, shares))
     changes = planning.changes(tries[0], found)
     return {
         "tries": [{"layers": treated(one, chosen), "totals": one.totals, **_losses(one)} for one in tries],

@@ -13,6 +13,7 @@ from compress.core.types import Sensitivity
 from compress.pipeline.prepare import Prepared
 from compress.pipeline.profiling import recorded, roles_of
 from compress.plan.pooling import scores
+from compress.plan.shares import Shares
 from compress.plan.stability import CHANGES, LEAST, MEAN_BITS, Planner, Stability, at_mean_bits, means, stability
 
 MORE = 128
@@ -25,16 +26,20 @@ def steadiness(
     found: Sequence[Sensitivity],
     planner: Planner | None = None,
     share: float = 1.0,
+    left: Shares | None = None,
 ) -> dict[str, Any]:
     """How steady costs and plan are, for the record: figures of halves, and `said`, a sentence.
 
-    found: the costs, of a `share` of the texts. planner: of the budget; without one, plans of 3 and 4 bits a weight.
+    found: the costs, of a `share` of the texts; left: what counts of those that the journal has. planner: of the
+    budget; without one, plans of 3 and 4 bits a weight.
     What the journal holds decides: a resumed run says the same.
     """
     losses, said = recorded(journal)
     counts = np.array(said["counts"], np.float64)
     none = [0.0] * len(counts)
     sums = np.array([losses.get((one.layer, one.scheme), none) for one in found], np.float64).T
+    if left is not None:
+        sums *= left.factors(found, {layer.name: layer.role for layer in ready.structure.layers})
     made = [at_mean_bits(bits, ready.structure, found) for bits in MEAN_BITS] if planner is None else [planner]
     planners = [plan for plan in made if plan is not None]
     there, what = _texts(ready)

@@ -30,11 +30,14 @@ class Shares:
 
     def of(self, found: Sequence[Sensitivity], roles: Mapping[str, str]) -> list[Sensitivity]:
         """Costs as they are in a built model. roles: layer -> role, of layers in blocks."""
-        shares = [self.by_role.get(roles.get(one.layer, ""), self.rest) for one in found]
         return [
             replace(one, value=one.value * share, low=one.low * share, high=one.high * share)
-            for one, share in zip(found, shares, strict=True)
+            for one, share in zip(found, self.factors(found, roles), strict=True)
         ]
+
+    def factors(self, found: Sequence[Sensitivity], roles: Mapping[str, str]) -> list[float]:
+        """What counts of each of the costs."""
+        return [self.by_role.get(roles.get(one.layer, ""), self.rest) for one in found]
 
 
 def shares(
