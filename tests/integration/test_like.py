@@ -262,6 +262,6 @@ def test_a_budget_knows_whether_more_text_would_change_its_plan(llama: Path, tmp
     asked = {"model": str(llama), "out": str(tmp_path / "out"), "data": str(data), "max_bytes": "175kB"}
     record = quantize(Recipe.build(**asked, **TEXT, generate=0, verify=False))
     found = record.sensitivity["stability"]
-    assert found["said"] == record.notes[1]
+    assert found["said"] == record.notes[2]
     assert found["layers"] == len({row["layer"] for row in record.sensitivity["layers"]})
     assert found["said"].startswith("128 more sequences would")
