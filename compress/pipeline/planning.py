@@ -134,8 +134,8 @@ class Planning:
         Draws(ready, self.outside, self.bank, self.report).run([], ready.text.inputs(False), gauge)
         return gauge.doubt / max(1, sum(answers.counts.values()))
 
-    def best(self, found: Sequence[Sensitivity], name: str = "readings") -> list[Judged]:
-        """The plans for the limits under several readings of the costs, best measured first. name: in the journal."""
+    def best(self, found: Sequence[Sensitivity]) -> list[Judged]:
+        """The plans for the limits under several readings of the costs, best measured first."""
 
         def within(chosen: Chosen, costs: Sequence[Sensitivity]) -> Planned:
             made = self.within(costs, chosen)
@@ -143,12 +143,12 @@ class Planning:
             return replace(made, loss=loss, low=low, high=high)
 
         made = variants(within, self.chosen, found)
-        judged = sorted(self.measured(name, list(made.values()), list(made)), key=lambda one: one.loss)
+        judged = sorted(self.measured("readings", list(made.values()), list(made)), key=lambda one: one.loss)
         for turn in range(TURNS if self._asks else 0):
             best = judged[0]
-            moves = self._moves(f"{name} {turn}", best.planned)
+            moves = self._moves(f"readings {turn}", best.planned)
             plans = [within(self.chosen, at_a_plan(found, moves, best.planned, trust)) for trust in TRUSTS]
-            steps = self.measured(f"{name}, turn {turn}", plans, [AGAIN] * len(plans))
+            steps = self.measured(f"readings, turn {turn}", plans, [AGAIN] * len(plans))
             judged = sorted([*judged, min(steps, key=lambda one: one.loss)], key=lambda one: one.loss)
             if judged[0] is best:
                 break
