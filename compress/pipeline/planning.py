@@ -100,12 +100,19 @@ class Planning:
         """The calibration texts that say what layers cost, or those that judge plans; with their answers."""
         traces, features = texts_of(self.ready, make_streams(self.ready).calibration)
         few = len(traces) < self._every
-        numbers = [n for n in range(len(traces)) if few or (n % self._every == self._every - 1) == judging]
+        numbers = [n for n in range(len(traces)) if few or self._judges(n, len(traces)) == judging]
         if judging:
             numbers = _short(traces, numbers, JUDGE_TOKENS * (4 if self.ready.recipe.max_drop else 1))
         mine = [features[n] for n in numbers] if features else []
         answers = Answers(self.ready.checkpoint.model, self.ready.text, mine, self.ready.recipe.seed)
         return [traces[n] for n in numbers], answers
+
+    def _judges(self, number: int, count: int) -> bool:
+        """Whether text `number` of `count` judges. Rows are apart from each other, in batches by length; sequences are
+        cut from documents one after the other, and a neighbour has parts of the same."""
+        if self.ready.text is not None:
+            return number % self._every == self._every - 1
+        return number >= count - count // self._every
 
     def judge(self, name: str, plans: Sequence[Planned]) -> tuple[list[Seen], list[int], str]:
         """What is seen of each plan on the judging text, the answers of each text, and the unit of losses."""

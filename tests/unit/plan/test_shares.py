@@ -27,6 +27,24 @@ def test_quotients_by_role_that_add_up_to_the_loss() -> None:
     assert twice.by_role == {"v": pytest.approx(0.2), "up": pytest.approx(1.5)}
 
 
+def test_layers_of_a_role_have_shares_of_their_own() -> None:
+    """Of up, a has twice what b has left, in every text: 4/3 and 2/3 of what the role has. All of it is the loss."""
+    parts = {"a.v": [0.2] * 4, "b.v": [0.2] * 4, "a.up": [2.0] * 4, "b.up": [1.0] * 4}
+    found = shares(parts, COSTS, ROLES, COUNTS, 0.34)
+    assert found.own["a.up"] == pytest.approx(4 / 3)
+    assert found.own["b.up"] == pytest.approx(2 / 3)
+    assert found.own["b.v"] == pytest.approx(3 * found.own["a.v"])  # as much is left of a third of the cost
+    costs = [Sensitivity(name, "int4", cost, cost, cost, 4.0, 0.1) for name, cost in COSTS.items()]
+    assert sum(one.value for one in found.of(costs, ROLES)) == pytest.approx(0.34)
+
+
+def test_a_layer_that_texts_do_not_agree_on_is_as_its_role() -> None:
+    parts = {"a.v": [0.2] * 4, "b.v": [0.2] * 4, "a.up": [12.0, -8.0, 12.0, -8.0], "b.up": [-9.0, 11.0, -9.0, 11.0]}
+    found = shares(parts, COSTS, ROLES, COUNTS, 0.34)
+    assert found.own["a.up"] == pytest.approx(1.0, abs=0.05)
+    assert found.own["b.up"] == pytest.approx(1.0, abs=0.05)
+
+
 def test_what_texts_do_not_agree_on_is_drawn_to_the_others() -> None:
     """The mean of all is .425, of v .1 and of up .75; texts that say -8 and 8.8 leave v where all are."""
     found = told([-8.0, 8.8, -8.0, 8.8], [3.0] * 4, 0.34)
