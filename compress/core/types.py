@@ -82,7 +82,10 @@ class BlockRef:
 
 @dataclass(frozen=True)
 class Structure:
-    """What was found by looking at the module tree. `generic` is a sentence when names were not recognised."""
+    """What was found by looking at the module tree. `generic` is a sentence when names were not recognised.
+
+    alike: why all layers in blocks must have one scheme where this model is opened, empty where they need not.
+    """
 
     architecture: str
     blocks: tuple[BlockRef, ...]
@@ -91,6 +94,7 @@ class Structure:
     tied: bool
     outside: tuple[LayerRef, ...] = ()
     generic: str | None = None
+    alike: str = ""
 
     @property
     def layers(self) -> tuple[LayerRef, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.core.artifact import parse_size
+from compress.core.checkpoint import disk_parts
 from compress.core.errors import BudgetError, RecipeError
 from compress.core.journal import WORK as PLACE
 from compress.core.journal import Journal
@@ -26,13 +27,15 @@ from compress.pipeline.store import Store
 from compress.plan import budget, latency, profile
 from compress.plan.budget import Planned
 from compress.plan.candidates import candidates
-from compress.plan.uniform import all_layers
+from compress.plan.uniform import Uses, all_layers
 from compress.recipe import Recipe
 from export.formats.compressed_tensors import FORMAT
 
 WORK = "profile"
 ENTRY, HEADER = 84, 1024
 """Bytes of a tensor's line in a safetensors header beside its name, and of a header beside its lines, at most."""
+TENSORS, SHAPE = 3, 16
+"""Tensors of a layer with codes, and bytes of the one that holds its shape."""
 BUILT = ("outside", "block", "measured")
 """Journal lines of a plan that was built; they are void when it loses more than allowed."""
 
@@ -60,7 +63,8 @@ def limits_of(ready: Prepared, chosen: Chosen, table: latency.Table | None = Non
     def size(layers: Sequence[LayerRef], plan: LayerPlan) -> float:
         if plan.scheme.kind == "dense":
             return sum(math.prod(layer.shape) * kept for layer in layers)
-        return sum(FORMAT.stored_bytes(layer, plan.scheme) for layer in layers)
+        own = ((la, p.scheme) for la in layers for p in chosen[la.name] if p.treatment == plan.treatment)
+        return sum(FORMAT.stored_bytes(layer, scheme) for layer, scheme in own)  # scales of experts are wider
 
     found = [budget.Limit(budget.BYTES, limit_of(ready), fixed, size)]
     if table is not None and ready.recipe.latency_ms is not None:
@@ -122,12 +126,16 @@ def choices(ready: Prepared) -> Chosen:
     encoder, few = judge.reads_only(ready.checkpoint.model), bool(ready.recipe.max_latency)
     found = candidates(ready.recipe.schemes, structure, rules, method, encoder, few)
     inside = {layer.name: layer for layer in structure.layers}
-    uses = frozenset(
-        (inside[name].container, p.scheme) for name, plans in found.items() if name in inside for p in plans
-    )
+    containers = {layer.container for layer in structure.layers}
+    every = {p.scheme for name, plans in found.items() if name in inside for p in plans}
+
+    def uses(scheme: Scheme) -> Uses:
+        """What a model with that scheme may have beside it."""
+        return frozenset((c, s) for c in containers for s in ([scheme] if structure.alike else every))
+
     kept: Chosen = timed.with_fast(ready, found) if ready.recipe.max_latency else dict(found)
     for name, layer in inside.items():
-        refused = [because for p in found[name] if (because := rules.refuses(layer, p.scheme, uses))]
+        refused = [because for p in found[name] if (because := rules.refuses(layer, p.scheme, uses(p.scheme)))]
         if refused:
             raise RecipeError(f"{layer.name} cannot be chosen for: {refused[0]}; leave out the budget")
     made = {name: kept[name] for name in inside}
@@ -204,17 +212,21 @@ def _fixed_bytes(ready: Prepared, chosen: Chosen) -> int:
     """What is in OUT's weights whatever is chosen: norms, biases, headers; vocabularies without a choice."""
     checkpoint, model = ready.checkpoint, ready.checkpoint.model
     plans = {layer.param: ready.plan.layers[layer.name] for layer in all_layers(ready.structure)}
-    inside = {layer.param for layer in all_layers(ready.structure) if layer.block >= 0 or layer.name in chosen}
+    coded = [layer for layer in all_layers(ready.structure) if layer.block >= 0 or layer.name in chosen]
+    inside = {layer.param for layer in coded}
     names = [*checkpoint.outside(block.name for block in ready.structure.blocks)]
     names += [
         f"{b.prefix}{n}" for b in ready.structure.blocks for n, _ in model.get_submodule(b.name).named_parameters()
     ]
     fixed, kept = HEADER, torch_dtype(ready.dtype).itemsize
-    for name in names:
+    for layer in coded:
+        keys = [key for key, *_ in disk_parts(layer, checkpoint.sources[layer.param]) or [(layer.param, 0, 0)]]
+        fixed += sum(TENSORS * (ENTRY + len(key) + len("_packed")) for key in keys) + SHAPE * (len(keys) - 1)
+    for name in (name for name in names if name not in inside):
         shape = tuple(model.get_parameter(name).shape)
         plan = plans.get(name)
-        fixed += (3 if name in inside else 1) * (ENTRY + len(name) + len("_packed"))
-        if name in inside or name in checkpoint.computed:
+        fixed += ENTRY + len(name)
+        if name in checkpoint.computed:
             continue
         int8 = plan is not None and plan.scheme.kind == "int" and plan.packed
         fixed += math.prod(shape) * (1 if int8 else kept) + (4 * shape[0] if int8 else 0)

@@ -19,6 +19,7 @@ from export import environments
 from export.formats.compressed_tensors import FORMAT
 from export.source import NotSolvedError, Planned
 
+EXPERTS = "transformers decodes packed experts with one scheme for the whole model"
 EARLY = "this model looks at weights while transformers opens it, which decodes them in time with one scheme only"
 
 
@@ -73,18 +74,18 @@ def check_exports(recipe: Recipe, opened: Opened, checkpoint: Checkpoint, struct
         raise RecipeError(f"{opened.name} cannot be exported as planned; {'; '.join(refused)}")
 
 
-def opens_one_scheme(checkpoint: Checkpoint, structure: Structure, recipe: Recipe) -> str | None:
-    """The note of a model that cannot be mixed, None of one that can.
+def one_scheme(checkpoint: Checkpoint, structure: Structure) -> str:
+    """Why all layers in blocks must have one scheme; empty where they need not."""
+    if reads_weights(checkpoint.model, structure):
+        return EARLY
+    return EXPERTS if any(layer.container == "experts" for layer in structure.layers) else ""
 
-    Raises RecipeError when --mixed or a budget was asked for.
-    """
-    if not reads_weights(checkpoint.model, structure):
-        return None
-    if recipe.has_budget:
-        raise RecipeError(f"a budget is not possible for {structure.architecture}: {EARLY}; give --bits")
+
+def not_mixed(structure: Structure, recipe: Recipe) -> str:
+    """The note of a model whose layers are alike. Raises RecipeError when --mixed was asked for."""
     if recipe.mixed:
-        raise RecipeError(f"--mixed is not possible for {structure.architecture}: {EARLY}; use --uniform")
-    return f"one scheme for all layers, none of 8 bits among those of {recipe.bits}: {EARLY}"
+        raise RecipeError(f"--mixed is not possible for {structure.architecture}: {structure.alike}; use --uniform")
+    return f"one scheme for all layers, none of 8 bits among those of {recipe.bits}: {structure.alike}"
 
 
 def check_latency(recipe: Recipe, checkpoint: Checkpoint) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     like.check(recipe, opened.folder)
     checkpoint = Checkpoint(opened.folder, recipe.trust_remote_code)
     structure = find_structure(checkpoint.model, checkpoint.config)
+    structure = replace(structure, alike=limits.one_scheme(checkpoint, structure))
     first = structure.layers[0].param if structure.layers else next(iter(checkpoint.sources))
     dtype = uniform.storage_dtype(recipe, checkpoint.dtype_of(first))
     recipe = effort.settled(recipe, options)
@@ -71,20 +72,29 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     lines = edited.read(recipe.plan) if recipe.plan else {}
     mixed = not recipe.has_budget and not lines and is_mixed(recipe, structure, encoder, activation)
     limits.check_latency(recipe, checkpoint)
-    early = limits.opens_one_scheme(checkpoint, structure, recipe) if mixed or recipe.has_budget else None
-    mixed = mixed and early is None
+    uneven = limits.not_mixed(structure, recipe) if mixed and structure.alike else ""
+    mixed = mixed and not uneven
+    several = mixed or recipe.has_budget or edited.symmetric(lines)
+    settings: dict[str, Any] = {"options": options}
+    if several and structure.alike and recipe.symmetric is None:
+        settings["symmetric"] = True  # one of several that may be chosen, but not beside another
     plan = uniform.make_plan(
-        recipe.model_copy(update={"options": options}),
+        recipe.model_copy(update=settings),
         structure,
         rules,
         dtype,
-        uniform.Wishes(activation, mixed or recipe.has_budget or edited.symmetric(lines), encoder),
+        uniform.Wishes(activation, several and not structure.alike, encoder),
     )
     if lines:
         plan = edited.applied(plan, lines, structure, rules, dtype)
     limits.check_exports(recipe, opened, checkpoint, structure, plan)
     notes = [*opened.notes, *plan.notes, *([structure.generic] if structure.generic else [])]
-    notes += [early] if early else []
+    notes += [uneven] if uneven else []
+    notes += (
+        [f"The budget chooses one scheme for all layers: {structure.alike}"]
+        if recipe.has_budget and structure.alike
+        else []
+    )
     data, text = None, None
     reads = mixed or recipe.effort == "best" or bool(recipe.reparams)
     reads = reads or any(reads_text(chosen) for chosen in plan.layers.values())

@@ -24,6 +24,8 @@ STEP: Mapping[str, Callable[[float], str]] = {
     MS: lambda value: f"{value:.2g} ms",
 }
 """How a sum, and a difference of two, is written."""
+FEW = 12
+"""Layers that are named one by one; more change together only where all must."""
 BEST = {BYTES: "the smallest file is", MS: "the fastest plan takes"}
 REST = {BYTES: "vocabulary, norms", MS: "attention, norms, look-ups"}
 REMEDY = {BYTES: "allow that much, or pass --embeddings int8", MS: "allow that much"}
@@ -201,7 +203,12 @@ def upgrades(
 def changed(before: Planned, after: Planned) -> str:
     """The layers that two plans treat differently, and how the second one does."""
     layers = [n for n, p in after.plan.layers.items() if p.treatment != before.plan.layers[n].treatment]
-    return f"{', '.join(layers)}: {after.plan.layers[layers[0]].treatment}" if layers else ""
+    if not layers:
+        return ""
+    treatment = after.plan.layers[layers[0]].treatment
+    if len(layers) > FEW and all(after.plan.layers[name].treatment == treatment for name in layers):
+        return f"all {len(layers)} layers: {treatment}"
+    return f"{', '.join(layers)}: {treatment}"
 
 
 def common(layers: Sequence[LayerRef], chosen: Mapping[str, Sequence[LayerPlan]]) -> list[LayerPlan]:

@@ -67,10 +67,13 @@ def applied(plan: Plan, lines: Lines, structure: Structure, rules: Rules, dtype:
             reason = str(lines.get(layer.name, {}).get("reason") or plans[layer.name].reason)
             plans[layer.name] = replace(plans[owner], layer=layer.name, reason=reason)
     for members in groups_of(structure).values():
-        different = sorted({plans[layer.name].scheme.name for layer in members})
+        mine = [plans[layer.name].scheme for layer in members]
+        different = sorted({scheme.name for scheme in mine if scheme.kind != "dense" or not structure.alike})
         if len(different) > 1:
             names = ", ".join(layer.name for layer in members)
             said = " and ".join(different)
+            if structure.alike:
+                raise RecipeError(f"the plan gives layers {said}; {structure.alike}: give them one scheme")
             raise RecipeError(f"{names} are fused by servers, and the plan gives them {said}; give them one scheme")
     packed = [la for la in layers.values() if plans[la.name].packed and plans[la.name].scheme.kind != "dense"]
     uses = frozenset((la.container, plans[la.name].scheme) for la in packed)

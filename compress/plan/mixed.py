@@ -40,6 +40,8 @@ def is_mixed(recipe: Recipe, structure: Structure, encoder: bool, activation: Ac
 
 def groups_of(structure: Structure) -> dict[str, tuple[LayerRef, ...]]:
     """Name of the first layer -> layers that must have one scheme, in execution order."""
+    if structure.alike:
+        return {structure.layers[0].name: structure.layers}
     found: dict[str, list[LayerRef]] = {}
     for layer in structure.layers:
         found.setdefault(min(layer.fused_with, default=layer.name), []).append(layer)

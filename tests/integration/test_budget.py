@@ -74,6 +74,20 @@ def test_classifiers_and_encoder_decoders_have_budgets_too(tmp_path: Path) -> No
         assert ("nats per answer" if name.startswith("bert") else "nats per token") in record.notes[0]
 
 
+@pytest.mark.parametrize(("name", "size"), [("mixtral", "320kB"), ("qwen3_moe", "340kB"), ("t5", "310kB")])
+def test_models_that_open_with_one_scheme_get_the_best_that_fits(name: str, size: str, tmp_path: Path) -> None:
+    """Experts' scales are wider than others', and they are more tensors on disk than in the model."""
+    record = planned(save_tiny(name, tmp_path / name), tmp_path / "out", max_bytes=size, samples=12)
+    used, most = weight_bytes(tmp_path / "out"), int(size[:-2]) * 1000
+    assert used <= most
+    (scheme,) = {row.scheme for row in record.layers if row.block >= 0}
+    assert scheme.startswith("int")
+    assert any(note.startswith("The budget chooses one scheme for all layers: ") for note in record.notes)
+    larger = [p["totals"]["bytes"] for p in record.sensitivity["frontier"] if p["totals"]["bytes"] > used + 8000]
+    assert larger  # there was more to choose
+    assert min(larger) > most
+
+
 @pytest.mark.parametrize("name", ["bert-classifier", "bert-tagger"])
 def test_an_encoder_of_several_schemes_opens_without_its_head(name: str, tmp_path: Path) -> None:
     """Names of layers are others then, and a tagger's model is given a pooler that no file has."""
@@ -143,7 +157,6 @@ def test_a_profile_of_this_model_saves_the_asking(tmp_path: Path) -> None:
         ("llama", {"max_bytes": "1MB", "bits": 3}, RecipeError, "chooses bits layer by layer; leave out --bits"),
         ("llama", {"bpw": 3.0, "scheme": "q4_1"}, RecipeError, "chooses bits layer by layer; leave out --scheme"),
         ("gpt2", {"max_bytes": "1MB"}, RecipeError, "compressed-tensors cannot pack a conv1d weight"),
-        ("mixtral", {"max_bytes": "1MB"}, RecipeError, "packed experts with one scheme for the whole model"),
         ("whisper", {"max_bytes": "1MB"}, RecipeError, "cannot be asked of whisper"),
     ],
 )

@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from compress.core.blocks import find_structure
 from compress.core.errors import CompressError, InputError, OutputError, RecipeError
 from compress.pipeline.inspect import inspect_plans
 from tests.rebuild import run
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, tiny_config, tiny_model
 
 TEXT = {"samples": 8, "seq_len": 32, "eval_samples": 2, "verify": True}
 DOWN = "model.layers.0.mlp.down_proj"
@@ -131,6 +132,15 @@ def _option(layers: Layers) -> None:
 
 def _empty(layers: Layers) -> None:
     layers.clear()
+
+
+def test_a_plan_of_several_schemes_where_only_one_opens(tmp_path: Path) -> None:
+    model, path = save_tiny("t5", tmp_path / "t5"), tmp_path / "plan.json"
+    names = [layer.name for layer in find_structure(tiny_model("t5"), tiny_config("t5")).layers]
+    path.write_text(json.dumps({"layers": {n: {"scheme": f"int{3 + (n == names[0])}-g32-sym"} for n in names}}))
+    with pytest.raises(RecipeError, match="the plan gives layers int3-g32-sym and int4-g32-sym; this model looks at"):
+        run("t5", model, tmp_path / "out", plan=str(path), samples=8, seq_len=32)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
