@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from compress.core.numerics.activation import Coding
-from compress.core.types import FormatCaps
+from compress.core.types import FormatCaps, LayerRef, Scheme
 from export.source import Source
 
 Report = Callable[[str, int, int], None]
@@ -30,6 +31,14 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """Bytes of an export before anything is solved: fixed, and of each layer by how it is treated."""
+
+    fixed: int
+    layer: Callable[[LayerRef, Scheme], int]
+
+
+@dataclass(frozen=True)
 class ExportFormat:
     """One serving format; every function is pure but for the files it writes.
 
@@ -41,8 +50,10 @@ class ExportFormat:
     (folder) -> lines that serve it and ask it once, Markdown. acts: how whoever opens the file rounds inputs that the
     artifact rounds to int8, None where they are not rounded. kept: (folder, source) -> (name, as stored, as it should
     be) of what else the file says in numbers: weights that stayed float, grids of inputs. operators: (source, options)
-    -> names of the runtime's operators (Runtime.probe) that do the work. writer: the runtime whose own
-    converter takes part in writing; without it nothing can be written.
+    -> names of the runtime's operators (Runtime.probe) that do the work. sizes: (source, options, dtype of OUT's kept
+    weights, names of layers) -> how many bytes the files will have with these layers in any scheme; None where nobody
+    knows before they are written. writer: the runtime whose own converter takes part in writing; without it nothing
+    can be written.
     """
 
     summary: str
@@ -56,4 +67,5 @@ class ExportFormat:
     acts: Coding | None = None
     kept: Callable[[Path, Source], Iterator[tuple[str, Tensor, Tensor]]] | None = None
     operators: Callable[[Source, Any], tuple[str, ...]] | None = None
+    sizes: Callable[[Source, Any, torch.dtype, Collection[str]], Sizes] | None = None
     writer: str = ""

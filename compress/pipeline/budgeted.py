@@ -14,11 +14,13 @@ from compress.core.errors import BudgetError, RecipeError
 from compress.core.journal import WORK as PLACE
 from compress.core.journal import Journal
 from compress.core.numerics.paired import Pair
+from compress.core.registry import load
 from compress.core.types import LayerPlan, LayerRef, Measurement, Scheme, Sensitivity, torch_dtype
 from compress.pipeline import allowed, given, judge, timed, trial
 from compress.pipeline.allowed import Certificate
 from compress.pipeline.halves import steadiness
 from compress.pipeline.hooks import Hooks
+from compress.pipeline.limits import formats_of
 from compress.pipeline.outside import Outside
 from compress.pipeline.planning import Judged, Planning, as_planned, treated
 from compress.pipeline.prepare import Prepared, rules_of
@@ -27,9 +29,11 @@ from compress.pipeline.store import Store
 from compress.plan import budget, latency, profile
 from compress.plan.budget import Planned
 from compress.plan.candidates import candidates
-from compress.plan.uniform import Uses, all_layers
+from compress.plan.uniform import Uses, all_layers, to_json
 from compress.recipe import Recipe
 from export.formats.compressed_tensors import FORMAT
+from export.kinds import Sizes
+from export.source import Planned as Coming
 
 WORK = "profile"
 ENTRY, HEADER = 84, 1024
@@ -67,9 +71,29 @@ def limits_of(ready: Prepared, chosen: Chosen, table: latency.Table | None = Non
         return sum(FORMAT.stored_bytes(layer, scheme) for layer, scheme in own)  # scales of experts are wider
 
     found = [budget.Limit(budget.BYTES, limit_of(ready), fixed, size)]
+    if ready.recipe.max_bytes:
+        found += _exports(ready, chosen)
     if table is not None and ready.recipe.latency_ms is not None:
         found.append(latency.limit(table, ready.structure, ready.recipe.latency_ms))
     return found
+
+
+def _exports(ready: Prepared, chosen: Chosen) -> list[budget.Limit]:
+    """The same budget for the files of --to, which store codes otherwise than OUT; of formats that know their sizes."""
+    source = Coming(ready.opened.folder, ready.opened.name, ready.checkpoint, ready.structure, to_json(ready.plan))
+
+    def limit(name: str, sizes: Sizes) -> budget.Limit:
+        def size(layers: Sequence[LayerRef], plan: LayerPlan) -> float:
+            return sum(sizes.layer(layer, plan.scheme) for layer in layers)
+
+        return budget.Limit(f"{budget.BYTES}{budget.OF}{name}", limit_of(ready), sizes.fixed, size)
+
+    forms = {name: load("format", name) for name in formats_of(ready.recipe)}
+    return [
+        limit(name, form.sizes(source, form.options(), torch_dtype(ready.dtype), chosen.keys()))
+        for name, form in forms.items()
+        if form.sizes is not None
+    ]
 
 
 def check(ready: Prepared) -> None:
@@ -286,6 +310,8 @@ def outcome(ready: Prepared, journal: Journal, measured: Sequence[Measurement], 
     unit = profile.read(journal.out / profile.PLACE).unit
     kl = next((m for m in measured if m.name == "kl"), None)
     said = [f"Budget {limit:,.0f} bytes: {size:,} used." if math.isfinite(limit) else f"{size:,} bytes."]
+    others = {name: value for name, value in turn["totals"].items() if budget.OF in name}
+    said[0] += "".join(f" {value:,.0f} {name.replace(budget.OF, ' as ')}." for name, value in others.items())
     if table is not None:
         said[0] += f" {timed.expected(table, ready.recipe, turn['totals'][budget.MS])}."
     said[0] += f" {_expected(turn, unit)}"

@@ -4,11 +4,12 @@ judged."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from compress.core.artifact import parse_size
 from compress.core.errors import RecipeError, UsageError
 from compress.core.registry import load, names
 from compress.core.types import RunRecord
@@ -22,6 +23,9 @@ from compress.recipe import Recipe
 from export import environments, folder
 from export.kinds import ExportFormat
 from export.source import Source
+
+WEIGHTS = (".gguf", ".onnx", ".data", ".safetensors", ".bin")
+"""Of files that hold weights."""
 
 
 @dataclass(frozen=True)
@@ -142,10 +146,25 @@ def and_exports(record: RunRecord, recipe: Recipe, hooks: Hooks) -> tuple[RunRec
         verify=VerifySettings((), recipe.threads, recipe.trust_remote_code),
     )
     made, failures = export(artifact, settings, hooks)
+    over = _over(artifact, settings.to, parse_size(recipe.max_bytes)) if recipe.max_bytes else []
     return replace(
         record,
         measurements=(*record.measurements, *made.measurements),
         verified=(*record.verified, *made.verified),
-        notes=(*record.notes, *made.notes),
+        notes=(*record.notes, *over, *made.notes),
         stages={**record.stages, **made.stages},
     ), failures
+
+
+def _over(artifact: Path, formats: Sequence[str], limit: int) -> list[str]:
+    """Sentences on exports whose weights take more than the budget, of formats that do not know that before."""
+    found = []
+    for name in formats:
+        files = [file for file in folder.home(artifact, name).rglob("*") if file.suffix in WEIGHTS]
+        size = sum(file.stat().st_size for file in files)
+        if size > limit:
+            found.append(
+                f"{name} takes {size:,} bytes, {size - limit:,} more than --max-bytes: it stores codes and what is "
+                f"kept otherwise than {artifact.name}, for which the plan was made"
+            )
+    return found

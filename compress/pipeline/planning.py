@@ -198,20 +198,22 @@ class Planning:
     def frontier(self, found: Sequence[Sensitivity], points: int = POINTS, whole: bool = True) -> list[Planned]:
         """The best plans for sizes from the smallest to the largest, smallest first. whole: past the limit of bytes."""
         size = self._size
-        limits = [replace(one, limit=math.inf) if whole and one is size else one for one in self.limits]
+        limits = [replace(one, limit=math.inf) if whole and one.kind == budget.BYTES else one for one in self.limits]
         low, high = budget.range_of(limits, self.ready.structure, self.chosen)
         parts = np.geomspace(max(low - size.fixed, 1), max(high - size.fixed, 1), points)
         sizes = [low, *(size.fixed + part for part in parts[1:-1]), high]
-        made = [self.at(found, limit) for limit in sizes]
+        made = [self.at(found, limit, whole) for limit in sizes]
         return [p for n, p in enumerate(made) if n == 0 or p.totals[budget.BYTES] > made[n - 1].totals[budget.BYTES]]
 
     @property
     def _size(self) -> Limit:
         return next(one for one in self.limits if one.name == budget.BYTES)
 
-    def at(self, found: Sequence[Sensitivity], limit: float) -> Planned:
-        """The best plan of `limit` bytes that keeps the other limits."""
+    def at(self, found: Sequence[Sensitivity], limit: float, whole: bool = False) -> Planned:
+        """The best plan of `limit` bytes that keeps the other limits; whole: but those of other files."""
         limits = [replace(one, limit=limit) if one.name == budget.BYTES else one for one in self.limits]
+        if whole:
+            limits = [replace(one, limit=math.inf) if budget.OF in one.name else one for one in limits]
         return budget.within(limits, self.ready.plan, self.ready.structure, self.chosen, found)
 
     def smallest(self, found: Sequence[Sensitivity]) -> tuple[list[Planned], list[Judged]]:

@@ -15,6 +15,8 @@ from compress.plan.knapsack import Choice, Item, least, solve
 from compress.plan.mixed import groups_of
 
 BYTES, MS = "bytes", "ms"
+OF = " of "
+"""`bytes of gguf`: of an export, which stores the same codes otherwise."""
 SHOWN: Mapping[str, Callable[[float], str]] = {
     BYTES: lambda value: f"{round(value):,} bytes",
     MS: lambda value: f"{value:.3g} ms",
@@ -33,7 +35,7 @@ REMEDY = {BYTES: "allow that much, or pass --embeddings int8", MS: "allow that m
 
 @dataclass(frozen=True)
 class Limit:
-    """What a sum over the model may be. name: `bytes`, `ms`. limit: inf where it is only counted.
+    """What a sum over the model may be. name: `bytes`, `bytes of gguf`, `ms`. limit: inf where it is only counted.
 
     fixed: everything but the layers that are chosen for. of: layers that are treated alike, and how -> what they take.
     """
@@ -46,7 +48,17 @@ class Limit:
     @property
     def shown(self) -> str:
         """The limit in words."""
-        return SHOWN[self.name](self.limit)
+        return self.written(self.limit)
+
+    @property
+    def kind(self) -> str:
+        """`bytes` or `ms`."""
+        return self.name.partition(OF)[0]
+
+    def written(self, value: float) -> str:
+        """A sum in words: `90,000,000 bytes as gguf`."""
+        of = self.name.partition(OF)[2]
+        return f"{SHOWN[self.kind](value)} as {of}" if of else SHOWN[self.kind](value)
 
 
 @dataclass(frozen=True)
@@ -67,14 +79,14 @@ def check(limits: Sequence[Limit], structure: Structure, chosen: Mapping[str, Se
         best = one.fixed + least(items, one.name)
         if one.limit < best:
             raise BudgetError(
-                f"{one.shown} are too few: {BEST[one.name]} {SHOWN[one.name](best)}, of which "
-                f"{SHOWN[one.name](one.fixed)} are not in the layers that are chosen for ({REST[one.name]}); "
-                f"{REMEDY[one.name]}"
+                f"{one.shown} are too few: {BEST[one.kind]} {one.written(best)}, of which "
+                f"{SHOWN[one.kind](one.fixed)} are not in the layers that are chosen for ({REST[one.kind]}); "
+                f"{REMEDY[one.kind]}"
             )
     asked = [one for one in limits if math.isfinite(one.limit)]
     if len(asked) < 2 or solve(items, _rooms(limits)) is not None:
         return
-    near = [f"within {one.shown} {BEST[other.name]} {SHOWN[other.name](_nearest(one, other, items))}"
+    near = [f"within {one.shown} {BEST[other.kind]} {other.written(_nearest(one, other, items))}"
             for one in asked for other in asked if one is not other]  # fmt: skip
     raise BudgetError(f"no plan has {' and '.join(one.shown for one in asked)}: {', '.join(near)}; allow one of these")
 
@@ -223,10 +235,11 @@ def _reason(item: Sequence[Choice], number: int, limits: Sequence[Limit]) -> str
     if here.name in DTYPE_BITS:
         return "kept as it is: the budget has room for it"
     said = f"loses {here.loss:.2g}"
-    of = next((one.name for one in limits if math.isfinite(one.limit)), limits[0].name)
+    binds = next((one for one in limits if math.isfinite(one.limit)), limits[0])
+    of = binds.name
     larger = [choice for choice in item if choice.costs[of] > here.costs[of] and choice.loss < here.loss]
     if not larger:
-        return f"{said}; nothing {'larger' if of == BYTES else 'slower'} that was asked about loses less"
+        return f"{said}; nothing {'larger' if binds.kind == BYTES else 'slower'} that was asked about loses less"
     step = min(larger, key=lambda choice: choice.costs[of])
-    more = STEP[of](step.costs[of] - here.costs[of])
+    more = STEP[binds.kind](step.costs[of] - here.costs[of])
     return f"{said}; {step.name} would save {here.loss - step.loss:.2g} for {more} more"

@@ -7,11 +7,13 @@ vectors and positions are float32, as llama.cpp wants them. Written with the ggu
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -20,16 +22,18 @@ from torch import Tensor
 
 from compress.core.errors import MissingExtraError, ModelError, RecipeError
 from compress.core.numerics.ggml import BLOCK, kind_for, pack, to_blocks
-from compress.core.types import BITS, GGML_BITS, FormatCaps, QTensor
+from compress.core.types import BITS, GGML_BITS, FormatCaps, LayerRef, QTensor, Scheme
 from export.ggml import architecture
 from export.ggml.tensors import ALWAYS_FLOAT, Named, named
 from export.ggml.vocabulary import Vocabulary, vocabulary, write_vocabulary
-from export.kinds import ExportFormat, Report, Written
+from export.kinds import ExportFormat, Report, Sizes, Written
 from export.source import Source
 
 FILE = "model.gguf"
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 MATRIX = 2
+ALIGNMENT = 32
+"""Bytes that tensors begin at multiples of (gguf.GGUF_DEFAULT_ALIGNMENT)."""
 
 
 @dataclass(frozen=True)
@@ -72,26 +76,12 @@ def refuses(source: Source, options: Options) -> str | None:
 
 def write(source: Source, folder: Path, options: Options, report: Report) -> Written:
     """model.gguf. Raises RecipeError when a scale is no float16 number."""
-    import gguf
-
     config = source.checkpoint.config
     found = architecture.architecture_of(config)
-    writer = gguf.GGUFWriter(folder / FILE, found.arch)
-    writer.add_name(source.name)
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    architecture.write_parameters(writer, config, source.folder)
-    words = vocabulary(source.folder, config.vocab_size, options.words)
-    write_vocabulary(writer, words, source.folder)
     tensors = list(named(source))
     kinds = {each.name: _kind(each, source, options) for each in tensors}
-    for each in tensors:
-        _announce(writer, each, _shape(each, source), kinds[each.name])
-    if (factors := architecture.rope_factors(config)) is not None:
-        writer.add_tensor_info("rope_freqs.weight", list(factors.shape), np.dtype(np.float32), factors.nbytes)
+    writer, words, factors = _begun(source, folder, options, kinds)
     with closing(writer):
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
         for number, each in enumerate(tensors):
             report("writing gguf", number, len(tensors))
             writer.write_tensor_data(_data(each, source, kinds[each.name].name))
@@ -103,6 +93,61 @@ def write(source: Source, folder: Path, options: Options, report: Report) -> Wri
         facts["pooling"] = architecture.pooling(source.folder)
     facts["arithmetic"] = {"dense": _INPUTS[_kept_dtype(source, options)]}
     return Written(packed, *_limits(config, words, facts))
+
+
+def _begun(
+    source: Source, folder: Path, options: Options, kinds: Mapping[str, Any]
+) -> tuple[Any, Vocabulary, Tensor | None]:
+    """A writer whose file has everything but the tensors' data; the vocabulary; factors of the rotation."""
+    import gguf
+
+    config = source.checkpoint.config
+    writer = gguf.GGUFWriter(folder / FILE, architecture.architecture_of(config).arch)
+    writer.add_name(source.name)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    architecture.write_parameters(writer, config, source.folder)
+    words = vocabulary(source.folder, config.vocab_size, options.words)
+    write_vocabulary(writer, words, source.folder)
+    for each in named(source):
+        _announce(writer, each, _shape(each, source), kinds[each.name])
+    factors = architecture.rope_factors(config)
+    if factors is not None:
+        writer.add_tensor_info("rope_freqs.weight", list(factors.shape), np.dtype(np.float32), factors.nbytes)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    return writer, words, factors
+
+
+def sizes(source: Source, options: Options, dtype: torch.dtype, names: Collection[str]) -> Sizes:
+    """Of model.gguf: the header as it will be, and every tensor up to the next multiple of ALIGNMENT."""
+    plain = DTYPES.get(dtype, "F32") if options.kept == "auto" else options.kept
+    kinds = {each.name: _kind(each, source, options, plain) for each in named(source)}
+    with TemporaryDirectory() as folder:
+        writer, _, factors = _begun(source, Path(folder), options, kinds)
+        writer.close()
+        fixed = _aligned((Path(folder) / FILE).stat().st_size)
+    fixed += _aligned(factors.nbytes) if factors is not None else 0
+    for each in named(source):
+        if each.layer not in names:
+            fixed += _tensor_bytes(_shape(each, source), kinds[each.name].name)
+
+    def layer(of: LayerRef, scheme: Scheme) -> int:
+        kind = plain if scheme.kind == "dense" else str(kind_for(scheme)).upper()
+        return _tensor_bytes(of.shape, kind)
+
+    return Sizes(fixed, layer)
+
+
+def _tensor_bytes(shape: Sequence[int], kind: str) -> int:
+    import gguf
+
+    size, width = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    return _aligned(math.prod(shape) // size * width)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _announce(writer: Any, each: Named, shape: tuple[int, ...], kind: Any) -> None:
@@ -197,7 +242,8 @@ def _kept_dtype(source: Source, options: Options) -> str:
     return DTYPES.get(source.dtype_of(kept[0]), "F32") if kept else "F32"
 
 
-def _kind(each: Named, source: Source, options: Options) -> Any:
+def _kind(each: Named, source: Source, options: Options, plain: str = "") -> Any:
+    """Its type in the file. plain: of matrices without codes, where that is not to be read from the source."""
     import gguf
 
     if each.layer is not None:
@@ -206,7 +252,7 @@ def _kind(each: Named, source: Source, options: Options) -> Any:
     vector = source.model.get_parameter(each.param).dim() < MATRIX
     if vector or each.name.startswith(ALWAYS_FLOAT):
         return gguf.GGMLQuantizationType.F32
-    return gguf.GGMLQuantizationType[_kept_dtype(source, options)]
+    return gguf.GGMLQuantizationType[plain or _kept_dtype(source, options)]
 
 
 def _shape(each: Named, source: Source) -> tuple[int, ...]:
@@ -251,4 +297,5 @@ EXPORT = ExportFormat(
     readme=readme,
     kept=kept,
     operators=operators,
+    sizes=sizes,
 )

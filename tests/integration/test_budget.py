@@ -13,6 +13,7 @@ from transformers import AutoModel
 from compress.core.errors import BudgetError, CompressError, DataError, InputError, RecipeError
 from compress.core.types import RunRecord
 from compress.measure.size import weight_bytes
+from compress.pipeline.export import ExportSettings, export
 from compress.pipeline.sensitivity import sensitivity
 from compress.plan import profile
 from compress.recipe import SensitivityRecipe
@@ -72,6 +73,20 @@ def test_classifiers_and_encoder_decoders_have_budgets_too(tmp_path: Path) -> No
         assert weight_bytes(tmp_path / f"{name}-out") <= int(size[:-2]) * 1000
         assert len({row.scheme for row in record.layers if row.scheme.startswith("int")}) > 1
         assert ("nats per answer" if name.startswith("bert") else "nats per token") in record.notes[0]
+
+
+@pytest.mark.parametrize(("name", "size"), [("llama", "190kB"), ("bert-embedder", "140kB")])
+def test_a_file_of_another_format_stays_within_the_budget_too(name: str, size: str, tmp_path: Path) -> None:
+    """Two, three and four bits take as much in llama.cpp's blocks: fewer than four are never chosen."""
+    out = tmp_path / "out"
+    record = planned(save_tiny(name, tmp_path / name), out, max_bytes=size, to="gguf")
+    export(out, ExportSettings(("gguf",), check=False))
+    used, most = (out / "exports" / "gguf" / "model.gguf").stat().st_size, int(size[:-2]) * 1000
+    assert used <= most
+    assert f" {used:,} bytes as gguf. Expected loss" in record.notes[0]  # exactly as it was planned
+    bits = {row.scheme[:4] for row in record.layers if row.scheme.startswith("int") and row.block >= 0}
+    assert len(bits) > 1
+    assert not bits & {"int2", "int3"}
 
 
 @pytest.mark.parametrize(("name", "size"), [("mixtral", "320kB"), ("qwen3_moe", "340kB"), ("t5", "310kB")])
@@ -156,6 +171,12 @@ def test_a_profile_of_this_model_saves_the_asking(tmp_path: Path) -> None:
         ("llama", {"max_bytes": "1MB", "bpw": 3.0}, RecipeError, "are one budget said twice; give one"),
         ("llama", {"max_bytes": "1MB", "bits": 3}, RecipeError, "chooses bits layer by layer; leave out --bits"),
         ("llama", {"bpw": 3.0, "scheme": "q4_1"}, RecipeError, "chooses bits layer by layer; leave out --scheme"),
+        (
+            "llama",
+            {"max_bytes": "152kB", "to": "gguf"},
+            BudgetError,
+            r"152,000 bytes as gguf are too few: the",
+        ),
         ("gpt2", {"max_bytes": "1MB"}, RecipeError, "compressed-tensors cannot pack a conv1d weight"),
         ("whisper", {"max_bytes": "1MB"}, RecipeError, "cannot be asked of whisper"),
     ],
