@@ -43,6 +43,7 @@ from compress.pipeline.stream import Stream, Streams, corrects
 from compress.plan import budget
 from compress.plan.budget import Planned
 from compress.plan.shares import Shares, shares
+from compress.plan.variants import expected
 
 FOLDER, NAME = "trial", "even, built"
 MOST_BITS = 6
@@ -68,7 +69,8 @@ def asked(planning: Planning, found: Sequence[Sensitivity]) -> tuple[Shares, Jud
     parts, counts, losses = dict(line["parts"]), line["counts"], line["losses"]
     costs = {one.layer: one.value for one in found if planned.plan.layers[one.layer].treatment == one.scheme}
     left = shares(parts, costs, roles, counts, sum(losses) / sum(counts))
-    return left, Judged(NAME, planned, *mean_of(losses, counts))
+    loss, low, high = expected(planned, planning.chosen, left.of(found, roles))
+    return left, Judged(NAME, replace(planned, loss=loss, low=low, high=high), *mean_of(losses, counts))
 
 
 def even(planning: Planning, found: Sequence[Sensitivity]) -> Planned | None:

@@ -220,7 +220,10 @@ def changed(before: Planned, after: Planned) -> str:
     treatment = after.plan.layers[layers[0]].treatment
     if len(layers) > FEW and all(after.plan.layers[name].treatment == treatment for name in layers):
         return f"all {len(layers)} layers: {treatment}"
-    return f"{', '.join(layers)}: {treatment}"
+    first, *others = layers
+    home = first.rpartition(".")[0]
+    short = [name.removeprefix(f"{home}.") for name in others]  # model.layers.4.mlp.gate_proj, up_proj
+    return f"{', '.join([first, *short])}: {treatment}"
 
 
 def common(layers: Sequence[LayerRef], chosen: Mapping[str, Sequence[LayerPlan]]) -> list[LayerPlan]:

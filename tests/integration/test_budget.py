@@ -44,6 +44,8 @@ def test_more_bytes_are_never_left_unused_for_nothing(tmp_path: Path) -> None:
         assert f"Budget {size[:3]},000 bytes: {used:,} used. Expected loss" in record.notes[0]
         assert "measured on held-out text" in record.notes[0]
         losses.append(kl(record))
+        if (tried := record.sensitivity["trial"]) is not None:  # costs are in its own measure then
+            assert tried["expected"] == pytest.approx(tried["measured"][0])
     assert losses == sorted(losses, reverse=True)
     assert losses[0] > 20 * losses[-1]
 
