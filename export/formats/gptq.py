@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -39,10 +39,10 @@ from compress.core.numerics.affine import dequantize, symmetric_zero
 from compress.core.numerics.packing import pack_int32
 from compress.core.safetensors_file import Pending, from_entry, pending
 from compress.core.shards import write_sharded
-from compress.core.types import FormatCaps, QTensor, Scheme
+from compress.core.types import FormatCaps, LayerRef, QTensor, Scheme
 from export.gptq.kernels import kernel_notes
 from export.gptq.read import kept, read_back
-from export.kinds import ExportFormat, Report, Written
+from export.kinds import ExportFormat, Report, Sizes, Written
 from export.source import Coded, Source
 
 V1, V2, AUTO = "gptq", "gptq_v2", "auto"
@@ -53,6 +53,9 @@ CAPS = FormatCaps(
     containers=frozenset({"linear", "conv1d", "experts", "experts_t"}),
     notes=("inputs and outputs must be multiples of 32 / bits (of 32 at 3 bits), groups must divide the inputs",),
 )
+ENTRY, HEADER = 96, 1024
+"""Bytes of a tensor's line in a safetensors header beside the name of its layer, and of a header beside its lines, at
+most."""
 _FUSED = {"q_proj": "qkv_proj", "gate_proj": "gate_up_proj"}
 
 
@@ -244,6 +247,32 @@ def _layer(
     }
 
 
+def sizes(source: Source, options: Options, dtype: torch.dtype, names: Collection[str]) -> Sizes:
+    """Of the weight files, a few kB too many: what headers take is not known to the byte."""
+    del options
+    chosen = [layer for layer in source.layers if layer.name in names]
+    apart = {layer.param for layer in chosen}
+    fixed = HEADER
+    for name, value in source.model.named_parameters():
+        if name not in apart:
+            fixed += ENTRY + len(name) + value.numel() * (4 if name in source.by_param else dtype.itemsize)
+    sources = source.checkpoint.sources
+    for layer in chosen:
+        keys = [key for key, *_ in disk_parts(layer, sources[layer.param]) or [(layer.param, 0, 0)]]
+        fixed += sum(4 * (ENTRY + len(key)) + 4 * layer.shape[1] for key in keys)  # g_idx of each
+
+    def layer_bytes(of: LayerRef, scheme: Scheme) -> int:
+        rows, columns = of.shape
+        if scheme.kind == "dense":
+            return rows * columns * dtype.itemsize
+        if of.container not in CAPS.containers:  # an embedding, decoded
+            return rows * columns * 4
+        groups = scheme.groups(columns)
+        return columns * scheme.bits // 32 * rows * 4 + groups * (2 * rows + rows * scheme.bits // 32 * 4)
+
+    return Sizes(fixed, layer_bytes)
+
+
 def readme(folder: Path) -> list[str]:
     """How to serve it, and one request."""
     said = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
@@ -279,4 +308,5 @@ EXPORT = ExportFormat(
     read_back=read_back,
     readme=readme,
     kept=kept,
+    sizes=sizes,
 )

@@ -91,6 +91,18 @@ def test_a_file_of_another_format_stays_within_the_budget_too(name: str, size: s
     assert not bits & {"int2", "int3"}
 
 
+@pytest.mark.parametrize(("name", "size"), [("llama", "200kB"), ("qwen3_moe", "345kB"), ("bert-embedder", "150kB")])
+def test_a_gptq_checkpoint_is_never_larger_than_planned(name: str, size: str, tmp_path: Path) -> None:
+    """An embedding with codes is float32 in it."""
+    out = tmp_path / "out"
+    record = planned(save_tiny(name, tmp_path / name), out, max_bytes=size, to="gptq", samples=12)
+    export(out, ExportSettings(("gptq",), check=False))
+    used, most = weight_bytes(out / "exports" / "gptq"), int(size[:-2]) * 1000
+    expected = next(int(said.split()[0].replace(",", "")) for said in record.notes[0].split(". ") if "as gptq" in said)
+    assert used <= expected <= most
+    assert used > 0.9 * expected
+
+
 @pytest.mark.parametrize(("name", "size"), [("mixtral", "320kB"), ("qwen3_moe", "340kB"), ("t5", "310kB")])
 def test_models_that_open_with_one_scheme_get_the_best_that_fits(name: str, size: str, tmp_path: Path) -> None:
     """Experts' scales are wider than others', and they are more tensors on disk than in the model."""
