@@ -98,7 +98,7 @@ def _exports(ready: Prepared, chosen: Chosen) -> list[budget.Limit]:
 
 def check(ready: Prepared) -> None:
     """Before any work: raises BudgetError for a budget below the smallest file, RecipeError for a size that is not
-    understood and for a model whose layers must all have one scheme."""
+    understood and for a model whose layers cannot be packed."""
     if not ready.recipe.has_budget:
         return
     if ready.data is None:

@@ -62,7 +62,6 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     like.check(recipe, opened.folder)
     checkpoint = Checkpoint(opened.folder, recipe.trust_remote_code)
     structure = find_structure(checkpoint.model, checkpoint.config)
-    structure = replace(structure, alike=limits.one_scheme(checkpoint, structure))
     first = structure.layers[0].param if structure.layers else next(iter(checkpoint.sources))
     dtype = uniform.storage_dtype(recipe, checkpoint.dtype_of(first))
     recipe = effort.settled(recipe, options)
@@ -72,6 +71,8 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     lines = edited.read(recipe.plan) if recipe.plan else {}
     mixed = not recipe.has_budget and not lines and is_mixed(recipe, structure, encoder, activation)
     limits.check_latency(recipe, checkpoint)
+    if mixed or recipe.has_budget or lines:
+        structure = replace(structure, alike=limits.one_scheme(checkpoint, structure))
     uneven = limits.not_mixed(structure, recipe) if mixed and structure.alike else ""
     mixed = mixed and not uneven
     several = mixed or recipe.has_budget or edited.symmetric(lines)
@@ -90,11 +91,8 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     limits.check_exports(recipe, opened, checkpoint, structure, plan)
     notes = [*opened.notes, *plan.notes, *([structure.generic] if structure.generic else [])]
     notes += [uneven] if uneven else []
-    notes += (
-        [f"The budget chooses one scheme for all layers: {structure.alike}"]
-        if recipe.has_budget and structure.alike
-        else []
-    )
+    if recipe.has_budget and structure.alike:
+        notes.append(f"The budget chooses one scheme for all layers: {structure.alike}")
     data, text = None, None
     reads = mixed or recipe.effort == "best" or bool(recipe.reparams)
     reads = reads or any(reads_text(chosen) for chosen in plan.layers.values())
