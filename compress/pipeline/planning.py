@@ -96,13 +96,14 @@ class Planning:
         loop = Profiling(self.ready, self.chosen, self.store, self.outside, self.bank, self.journal, self.report)
         return loop.sensitivities(traces, answers, "gradient")
 
-    def texts(self, judging: bool) -> tuple[list[Trace], Answers]:
-        """The calibration texts that say what layers cost, or those that judge plans; with their answers."""
+    def texts(self, judging: bool, most: int = JUDGE_TOKENS) -> tuple[list[Trace], Answers]:
+        """The calibration texts that say what layers cost, or those that judge plans, `most` tokens; with their
+        answers."""
         traces, features = texts_of(self.ready, make_streams(self.ready).calibration)
         few = len(traces) < self._every
         numbers = [n for n in range(len(traces)) if few or self._judges(n, len(traces)) == judging]
         if judging:
-            numbers = _short(traces, numbers, JUDGE_TOKENS * (4 if self.ready.recipe.max_drop else 1))
+            numbers = _short(traces, numbers, most * (4 if self.ready.recipe.max_drop else 1))
         mine = [features[n] for n in numbers] if features else []
         answers = Answers(self.ready.checkpoint.model, self.ready.text, mine, self.ready.recipe.seed)
         return [traces[n] for n in numbers], answers
