@@ -49,7 +49,9 @@ def command(
         None, "--symmetric/--asymmetric", help="No zero points, or with [default: symmetric at 8 bits only]."
     ),
     max_bytes: str | None = typer.Option(
-        None, help="Budget of the weight files, like 90MB: bits are chosen layer by layer, by what they cost."
+        None,
+        help="Budget of the weight files, and of those of --to gguf and gptq, like 90MB: bits are chosen layer by "
+        "layer, by what they cost.",
     ),
     bpw: float | None = typer.Option(None, help="The same as bits of the file for each weight of the model."),
     max_latency: str | None = typer.Option(
