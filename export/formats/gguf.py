@@ -80,7 +80,7 @@ def write(source: Source, folder: Path, options: Options, report: Report) -> Wri
     found = architecture.architecture_of(config)
     tensors = list(named(source))
     kinds = {each.name: _kind(each, source, options) for each in tensors}
-    writer, words, factors = _begun(source, folder, options, kinds)
+    writer, words, factors = _begun(source, folder, options, tensors, kinds)
     with closing(writer):
         for number, each in enumerate(tensors):
             report("writing gguf", number, len(tensors))
@@ -96,7 +96,7 @@ def write(source: Source, folder: Path, options: Options, report: Report) -> Wri
 
 
 def _begun(
-    source: Source, folder: Path, options: Options, kinds: Mapping[str, Any]
+    source: Source, folder: Path, options: Options, tensors: Sequence[Named], kinds: Mapping[str, Any]
 ) -> tuple[Any, Vocabulary, Tensor | None]:
     """A writer whose file has everything but the tensors' data; the vocabulary; factors of the rotation."""
     import gguf
@@ -108,7 +108,7 @@ def _begun(
     architecture.write_parameters(writer, config, source.folder)
     words = vocabulary(source.folder, config.vocab_size, options.words)
     write_vocabulary(writer, words, source.folder)
-    for each in named(source):
+    for each in tensors:
         _announce(writer, each, _shape(each, source), kinds[each.name])
     factors = architecture.rope_factors(config)
     if factors is not None:
@@ -122,13 +122,14 @@ def _begun(
 def sizes(source: Source, options: Options, dtype: torch.dtype, names: Collection[str]) -> Sizes:
     """Of model.gguf: the header as it will be, and every tensor up to the next multiple of ALIGNMENT."""
     plain = DTYPES.get(dtype, "F32") if options.kept == "auto" else options.kept
-    kinds = {each.name: _kind(each, source, options, plain) for each in named(source)}
+    tensors = list(named(source))
+    kinds = {each.name: _kind(each, source, options, plain) for each in tensors}
     with TemporaryDirectory() as folder:
-        writer, _, factors = _begun(source, Path(folder), options, kinds)
+        writer, _, factors = _begun(source, Path(folder), options, tensors, kinds)
         writer.close()
         fixed = _aligned((Path(folder) / FILE).stat().st_size)
     fixed += _aligned(factors.nbytes) if factors is not None else 0
-    for each in named(source):
+    for each in tensors:
         if each.layer not in names:
             fixed += _tensor_bytes(_shape(each, source), kinds[each.name].name)
 
