@@ -117,11 +117,13 @@ class HalfStats:
 class LayerStats:
     """Input statistics of one layer; the unit is per token, so layers and runs compare.
 
-    hessian: (I, I) float32 = (2 / sum u) sum u x xT, u the weight of a token (1 unless `drift` is there).
+    hessian: (I, I) float32 = (2 / sum w) sum w x xT, w the weight of a token: u below for a layer with `drift`, 1 for
+    others, both times what gradients say where they are known (compress.pipeline.importance).
     drift: (O, I) float32 = (2 / sum u) sum u (r - r') xT for a layer that adds its output to the residual stream; r and
     r' (O,) are the stream after it in the original and in the compressed model, this layer's weight the original's
     in both, u = 1 / mean(r^2). None for other layers, or when it was not asked for.
     half: of hessian and drift, where there are two batches or more.
+    drift_hessian: hessian with w = u, where gradients say something else; None where it is `hessian`.
     values: of the input, when a static int8 grid is to be chosen.
     """
 
@@ -130,6 +132,7 @@ class LayerStats:
     drift: Tensor | None = None
     half: HalfStats | None = None
     values: ValueCounts | None = None
+    drift_hessian: Tensor | None = None
 
 
 @dataclass(frozen=True)

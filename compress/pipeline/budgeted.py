@@ -20,6 +20,7 @@ from compress.pipeline import allowed, given, judge, timed, trial
 from compress.pipeline.allowed import Certificate
 from compress.pipeline.halves import steadiness
 from compress.pipeline.hooks import Hooks
+from compress.pipeline.importance import Importance
 from compress.pipeline.limits import formats_of
 from compress.pipeline.outside import Outside
 from compress.pipeline.planning import Judged, Planning, as_planned, treated
@@ -129,6 +130,12 @@ def within_budget(ready: Prepared, out: Path, journal: Journal, hooks: Hooks) ->
     return as_planned(ready, chosen, turn["layers"], turn["totals"])
 
 
+def importance_of(out: Path, journal: Journal) -> Importance | None:
+    """What calibration tokens count in the build; None where the plan was made without a trial."""
+    line = (journal.last("planned") or {}).get("importance")
+    return None if line is None else Importance(out / PLACE, *line)
+
+
 def _checked(ready: Prepared, table: latency.Table, chosen: Chosen, journal: Journal) -> Chosen:
     """What may be chosen, with times known. Raises BudgetError where no plan is as fast as that, RecipeError where none
     is needed; nothing is left of the run then."""
@@ -183,7 +190,7 @@ def _planned(ready: Prepared, chosen: Chosen, out: Path, journal: Journal, hooks
         limits = limits_of(ready, chosen, table)
         made = budget.within(limits, ready.plan, ready.structure, chosen, told.sensitivities)
         turn = {"layers": treated(made, chosen), "totals": made.totals, **_losses(made)}
-        return {"tries": [turn], "readings": [], "trial": None, "frontier": [], "changes": []}
+        return {"tries": [turn], "readings": [], "trial": None, "importance": None, "frontier": [], "changes": []}
     store = Store(ready.checkpoint, ready.plan, out, torch_dtype(ready.dtype))
     store.work = out / PLACE / WORK
     store.work.mkdir(parents=True, exist_ok=True)
@@ -217,6 +224,7 @@ def _planned(ready: Prepared, chosen: Chosen, out: Path, journal: Journal, hooks
     return {
         "tries": [{"layers": treated(one, chosen), "totals": one.totals, **_losses(one)} for one in tries],
         "readings": [{"name": one.name, **_point(one)} for one in readings],
+        "importance": planning.importance() if planning.builds else None,
         "trial": {"shares": dict(shares.by_role), **_point(tried)} if tried is not None else None,
         "frontier": [_point(one) for one in shown],
         "changes": [{"name": one.name, **_point(one)} for one in changes],

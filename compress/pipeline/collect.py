@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from compress.core.errors import CompressError, ModelError
 from compress.core.numerics.error import all_finite
 from compress.core.types import BlockRef, LayerRef, LayerStats, ValueCounts
+from compress.pipeline.importance import weighed
 from compress.pipeline.replay import Reached
 from compress.pipeline.writers import Writers
 from compress.pipeline.writes import Writes
@@ -82,14 +83,17 @@ class Collecting:
         self.block = block
         self.writers = writers
         self.mask: Tensor | None = None  # (rows, L) of the batch that runs: what is not padding; None: everything
+        # of the same batch, layer -> what compress.pipeline.importance knows of its tokens; None: it is not asked
+        self.energies: Mapping[str, Tensor] | None = None
         self._make = make
         self._left: dict[str, int] | None = None
         self._by_layer: dict[str, Collector] = {}
+        self._of_drift: dict[str, Collector] = {}  # of layers that write, each token counted as in their drift
         self._owner: dict[str, str] = {}
         self._tokens: dict[str, int] = {layer.name: 0 for layer in block.layers}
         self._held: dict[str, list[_Identity]] | None = None
-        # the tensor itself, so that its address is not used again, and its values, should it be changed in place
-        self._kept: dict[_Identity, tuple[Tensor, Tensor]] = {}
+        # the tensor itself, so that its address is not used again; its values, should it be changed in place; weights
+        self._kept: dict[_Identity, tuple[Tensor, Tensor, Tensor | None]] = {}
         self._fused = {layer.name: layer for layer in block.layers if layer.fused_with}
         for layer in block.layers:
             if layer.name not in self._fused:
@@ -124,13 +128,27 @@ class Collecting:
     def add(self, layer: LayerRef, x: Tensor) -> None:
         """Take the input (..., I) of a layer; of layers that share it only the first is counted."""
         weight = self.writers.reads(layer, x) if self.writers is not None else None
+        writes = weight is not None
+        if self.energies is not None:
+            weight = self._weighed(layer, x, weight)
+        weight = None if weight is None else self._text(weight, 0)
         self._tokens[layer.name] += x.numel() // x.shape[-1]
         if layer.name not in self._owner:
-            self._hold(layer.name, x)
+            self._hold(layer.name, x, weight)
         elif self._owner[layer.name] == layer.name:
-            self._by_layer[layer.name].add(self._text(x), None if weight is None else self._text(weight, 0))
-        if weight is None:
+            self._by_layer[layer.name].add(self._text(x), weight)
+        if not writes:
             self._seen(layer)
+
+    def _weighed(self, layer: LayerRef, x: Tensor, weight: Tensor | None) -> Tensor:
+        """Weights with what gradients say. Corrections do without: they are fitted to few tokens as it is."""
+        assert self.energies is not None
+        if weight is None:
+            return weighed(torch.ones(x.shape[:-1], device=x.device), self.energies.get(layer.name))
+        if layer.name not in self._of_drift:
+            self._of_drift[layer.name] = self._make(layer.shape[1])
+        self._of_drift[layer.name].add(self._text(x), self._text(weight, 0))
+        return weighed(weight, self.energies.get(layer.name))
 
     def written(self, name: str, stream: Tensor) -> None:
         """A layer was added to the residual stream, which is `stream` (B, L, D) now."""
@@ -139,12 +157,12 @@ class Collecting:
             self.writers.wrote(name, stream)
             self._seen(layer)
 
-    def _hold(self, name: str, x: Tensor) -> None:
+    def _hold(self, name: str, x: Tensor, weight: Tensor | None) -> None:
         assert self._held is not None
         rows = x.reshape(-1, x.shape[-1])
         identity = (rows.data_ptr(), tuple(rows.shape), rows.stride(), rows._version)
         if identity not in self._kept:
-            self._kept[identity] = (rows, self._text(rows).clone())
+            self._kept[identity] = (rows, self._text(rows).clone(), weight)
         self._held[name].append(identity)
 
     def _text(self, x: Tensor, last: int = 1) -> Tensor:
@@ -164,7 +182,7 @@ class Collecting:
             if self._owner[name] == name:
                 self._by_layer[name] = self._make(layer.shape[1])
                 for identity in inputs:
-                    self._by_layer[name].add(kept[identity][1])
+                    self._by_layer[name].add(*kept[identity][1:])
 
     def inputs(self) -> list[list[LayerRef]]:
         """The layers of the block, those that share an input together, in execution order."""
@@ -198,11 +216,16 @@ class Collecting:
             raise ModelError(
                 f"the residual stream after {layer.name} (block {self.block.index}) holds NaN or Inf values"
             )
-        return stats if lacks is None else replace(stats, drift=drift, half=lacks.half())
+        if lacks is None:
+            return stats
+        plain = self._of_drift.get(owner)
+        moments = None if plain is None else plain.stats().hessian
+        return replace(stats, drift=drift, half=lacks.half(), drift_hessian=moments)
 
     def drop(self, layer: LayerRef) -> None:
         """Give the memory of a layer's statistics back."""
         del self._by_layer[self._owner[layer.name]]
+        self._of_drift.pop(layer.name, None)
 
 
 @contextmanager

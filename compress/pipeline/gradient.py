@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ from compress.core.checkpoint import Checkpoint, empty
 from compress.core.device import release_memory
 from compress.core.errors import ModelError
 from compress.core.types import BlockRef, LayerPlan, LayerRef, Structure
+from compress.pipeline.importance import Watched
 from compress.pipeline.outside import Outside
 from compress.pipeline.replay import Replay, Trace
 from compress.pipeline.rounding import Asked, asked_of, moved, watching
@@ -69,7 +70,8 @@ class Point:
 
 
 class Backward:
-    """The pass backward. `upstream`: of each text, draw by draw, the gradient at the newest output of each stack."""
+    """The pass backward. `upstream`: of each text, draw by draw, the gradient at the newest output of each stack;
+    `watched`: sees those at the outputs of layers."""
 
     def __init__(
         self, checkpoint: Checkpoint, structure: Structure, point: Point, bank: Changing,
@@ -81,6 +83,7 @@ class Backward:
         self.checkpoint, self.structure, self.point, self.bank = checkpoint, structure, point, bank
         self.chosen, self.draws = chosen or {}, draws
         self.upstream: list[list[dict[str, Tensor]]] = []
+        self.watched: Watched | None = None
 
     def ends(self, replay: Replay, traces: Sequence[Trace], likelihood: Likelihood) -> Dots:
         """Begin at the model's answers; traces end at the last blocks' outputs. Dots of the head, of the embedding
@@ -129,8 +132,11 @@ class Backward:
                 _differentiable(model, layers) as parameters,
                 _looked_up(model, bool(table)) as looked,
                 watching(model, asked) as seen,
+                self.watched.watching(model, layers) if self.watched is not None else nullcontext(),
             ):
                 for number, trace in enumerate(traces):
+                    if self.watched is not None:
+                        self.watched.number = number
                     gradients = [held.pop(block.stack, None) for held in self.upstream[number]]
                     if gradients[0] is None:  # nothing that follows reads this stack
                         continue

@@ -27,7 +27,7 @@ from compress.pipeline.prepare import Prepared, make_streams
 from compress.pipeline.profiling import Chosen, Profiling, texts_of
 from compress.pipeline.replay import Trace
 from compress.pipeline.store import Store
-from compress.pipeline.stream import Report
+from compress.pipeline.stream import Report, corrects
 from compress.plan import budget
 from compress.plan.activations import in_float
 from compress.plan.budget import Limit, Planned
@@ -90,23 +90,41 @@ class Planning:
         """Of the texts, about, that say what layers cost."""
         return 1 - 1 / self._every
 
+    @property
+    def builds(self) -> bool:
+        """Whether a trial is built, and its tokens count by gradients: where layers make good what earlier ones lost,
+        inputs are not rounded, it is not to be fast, and it is not --max-drop, which judges its own plans."""
+        recipe = self.ready.recipe
+        alone = all(plan.activation is None for plans in self.chosen.values() for plan in plans)
+        return alone and recipe.effort != "fast" and not recipe.max_drop and corrects(self.ready.plan)
+
     def profile(self) -> tuple[list[Sensitivity], dict[str, Any]]:
         """What each layer costs at each scheme, and in what unit, over how many answers."""
         traces, answers = self.texts(judging=False)
-        loop = Profiling(self.ready, self.chosen, self.store, self.outside, self.bank, self.journal, self.report)
+        place = self.store.work.parent if self.builds else None
+        loop = Profiling(self.ready, self.chosen, self.store, self.outside, self.bank, self.journal, self.report, place)
         return loop.sensitivities(traces, answers, "gradient")
 
     def texts(self, judging: bool, most: int = JUDGE_TOKENS) -> tuple[list[Trace], Answers]:
         """The calibration texts that say what layers cost, or those that judge plans, `most` tokens; with their
         answers."""
         traces, features = texts_of(self.ready, make_streams(self.ready).calibration)
-        few = len(traces) < self._every
-        numbers = [n for n in range(len(traces)) if few or self._judges(n, len(traces)) == judging]
+        numbers = self._numbers(len(traces), judging)
         if judging:
             numbers = _short(traces, numbers, most * (4 if self.ready.recipe.max_drop else 1))
         mine = [features[n] for n in numbers] if features else []
         answers = Answers(self.ready.checkpoint.model, self.ready.text, mine, self.ready.recipe.seed)
         return [traces[n] for n in numbers], answers
+
+    def _numbers(self, count: int, judging: bool) -> list[int]:
+        """Which of `count` texts judge, or do not."""
+        few = count < self._every
+        return [n for n in range(count) if few or self._judges(n, count) == judging]
+
+    def importance(self) -> tuple[int, list[int]]:
+        """How many texts calibrate, and which of them have been asked about."""
+        count = len(texts_of(self.ready, make_streams(self.ready).calibration)[0])
+        return count, self._numbers(count, judging=False)
 
     def _judges(self, number: int, count: int) -> bool:
         """Whether text `number` of `count` judges. Rows are apart from each other, in batches by length; sequences are

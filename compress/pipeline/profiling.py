@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from compress.core.types import BlockRef, LayerPlan, LayerRef, LayerStats, Sensi
 from compress.pipeline.bank import Bank
 from compress.pipeline.collect import Collecting, collecting
 from compress.pipeline.gradient import Backward, Dots, Point, add_dots
+from compress.pipeline.importance import Watched
 from compress.pipeline.likelihood import Answers
 from compress.pipeline.outside import Outside
 from compress.pipeline.prepare import Prepared, collectors_of
@@ -47,7 +49,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Profiling:
-    """Everything the loop works with. chosen: the plans that may be chosen for each layer."""
+    """Everything the loop works with. chosen: the plans that may be chosen for each layer. importance: where to write
+    what tokens count, None: nowhere."""
 
     ready: Prepared
     chosen: Chosen
@@ -56,6 +59,7 @@ class Profiling:
     bank: Bank
     journal: Journal
     report: Report
+    importance: Path | None = None
 
     def sensitivities(self, traces: Sequence[Trace], answers: Answers, metric: str) -> tuple[list[Sensitivity], Row]:
         """What each layer costs at each scheme, and the line that says in what unit and over how many answers."""
@@ -99,10 +103,12 @@ class Profiling:
         """The dots of every layer and scheme with each text, into the journal."""
         ready, blocks = self.ready, self.ready.structure.blocks
         draws = min(MOST_DRAWS, -(-ENOUGH // max(1, len(traces))))
+        watched = Watched() if self.importance is not None else None
         walk = Backward(
             ready.checkpoint, ready.structure, Point.original(ready.checkpoint, self.outside), self.bank, self.chosen,
             draws,
         )  # fmt: skip
+        walk.watched = watched
         done = len(self.journal.of("scored"))
         if done:
             walk.upstream = self._upstream(done, len(traces), draws)
@@ -117,7 +123,10 @@ class Profiling:
                     continue
                 if block.position > 0:
                     self.store.read_state(blocks[block.index - 1], list(traces))
-                self._scored(turn, walk.block(replay, block, traces), walk, {})
+                dots = walk.block(replay, block, traces)
+                if watched is not None and self.importance is not None:
+                    watched.write(self.importance, block)
+                self._scored(turn, dots, walk, {})
         self.report("judging", len(blocks), len(blocks))
 
     def swapped(self, traces: Sequence[Trace], answers: Answers) -> None:

@@ -162,6 +162,7 @@ def _build(run: Run, stages: Stages, hooks: Hooks) -> _Built:
         report=effort.report_of(ready.recipe, hooks.report),
         tuner=effort.tuner_of(ready.recipe, ready.plan, len(ready.structure.blocks), hooks.report),
         reparams=reparams.reparams_of(ready, collectors_of(ready.plan, chosen)),
+        importance=budgeted.importance_of(out, journal),
     )
     layers, blocks = stream.run(streams, outside)
     streams.calibration.clear()  # measuring needs the memory for two vocabularies

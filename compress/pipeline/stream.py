@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -39,6 +39,7 @@ from compress.pipeline.blockwise import Sides, Tuner
 from compress.pipeline.collect import Collecting, MakeCollector, collecting
 from compress.pipeline.finished import Finished
 from compress.pipeline.folding import Reparam
+from compress.pipeline.importance import Importance
 from compress.pipeline.outside import Outside
 from compress.pipeline.replay import Replay, Trace, text_mask
 from compress.pipeline.solve import Job, Solved, kept_row, solve
@@ -69,7 +70,8 @@ class Streams:
 @dataclass(frozen=True)
 class Solving:
     """One block being solved. around: installs the compressed model's parameters around the blocks; the vocabulary,
-    which the first block needs, is so in memory while text runs and not while codes are solved."""
+    which the first block needs, is so in memory while text runs and not while codes are solved. energies: of each
+    batch, layer -> what compress.pipeline.importance knows of its tokens; None where it is not asked."""
 
     block: BlockRef
     calibration: Sequence[Trace]
@@ -78,6 +80,7 @@ class Solving:
     replay: Replay
     acting: Acting
     around: Callable[[], AbstractContextManager[None]]
+    energies: Sequence[Mapping[str, Tensor]] | None
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Stream:
     """Everything the loop works with. make, drift: make the collectors of one layer input, and of a writer's drift.
 
     reparams: what is done to each block's weights before they are solved. tuner: of whole blocks, after their layers
-    are solved. seen: is shown every layer as it is solved, before it is tuned.
+    are solved. seen: is shown every layer as it is solved, before it is tuned. importance: what tokens count.
     """
 
     checkpoint: Checkpoint
@@ -99,6 +102,7 @@ class Stream:
     reparams: tuple[Reparam, ...] = ()
     tuner: Tuner | None = None
     seen: Callable[[Job, Solved], None] | None = None
+    importance: Importance | None = None
 
     def run(self, streams: Streams, outside: Outside) -> tuple[list[LayerResult], list[BlockResult]]:
         """Compress every block that the journal does not have yet; the traces end at the last block's outputs."""
@@ -150,7 +154,8 @@ class Stream:
                         changed.setdefault(name, []).append(reparam.name)
         acting = Acting(self.checkpoint.model)
         originals = self._weights(block) if self.tuner is not None else {}
-        solved = self._solve(Solving(block, streams.calibration, writers, finished, replay, acting, around))
+        energies = self._energies(block, streams.calibration)
+        solved = self._solve(Solving(block, streams.calibration, writers, finished, replay, acting, around, energies))
         tuned = None
         if self.tuner is not None:
             with around():
@@ -180,6 +185,11 @@ class Stream:
         self.journal.append("block", block=block.index, layers=layers, result=asdict(result))
         self._forget(block)
         release_memory()
+
+    def _energies(self, block: BlockRef, calibration: Sequence[Trace]) -> Sequence[Mapping[str, Tensor]] | None:
+        if self.importance is None:
+            return None
+        return self.importance.of(block, [len(next(iter(trace.inputs.values()))) for trace in calibration])
 
     def _kept(self, layer: LayerRef) -> LayerResult:
         before = self.checkpoint.dtype_of(layer.param).itemsize
@@ -219,6 +229,7 @@ class Stream:
             for number, trace in enumerate(work.calibration):
                 finished.batch = number
                 gathered.mask = text_mask(trace)
+                gathered.energies = work.energies[number] if work.energies is not None else None
                 if writers is not None:
                     writers.batch(number, gathered.mask)
                 work.replay.visit(trace, step.index)

@@ -32,6 +32,7 @@ from compress.core.types import BlockRef, LayerPlan, Sensitivity, torch_dtype
 from compress.pipeline.at_weights import Loss, products
 from compress.pipeline.bank import Bank
 from compress.pipeline.gradient import Backward, Point
+from compress.pipeline.importance import Importance
 from compress.pipeline.likelihood import Answers
 from compress.pipeline.outside import Outside
 from compress.pipeline.planning import Judged, Planning, mean_of
@@ -39,7 +40,7 @@ from compress.pipeline.prepare import collectors_of
 from compress.pipeline.replay import Trace
 from compress.pipeline.solve import Job, Solved
 from compress.pipeline.store import Store
-from compress.pipeline.stream import Stream, Streams, corrects
+from compress.pipeline.stream import Stream, Streams
 from compress.plan import budget
 from compress.plan.budget import Planned
 from compress.plan.shares import Shares, shares
@@ -54,13 +55,8 @@ MOST_BITS = 6
 
 def asked(planning: Planning, found: Sequence[Sensitivity]) -> tuple[Shares, Judged | None]:
     """Which shares of costs are left in a built model, and the trial that says so with what it lost; all of them
-    without one. A run builds none where nothing makes good what layers lose, where inputs are rounded, for
-    `--effort fast` and for `--max-drop`, which judges its own plans."""
-    recipe = planning.ready.recipe
-    alone = all(plan.activation is None for plans in planning.chosen.values() for plan in plans)
-    if recipe.effort == "fast" or recipe.max_drop or not alone or not corrects(planning.ready.plan):
-        return Shares({}, 1.0), None
-    planned = even(planning, found)
+    without one."""
+    planned = even(planning, found) if planning.builds else None
     if planned is None:
         return Shares({}, 1.0), None
     line = planning.journal.last("tried")
@@ -118,12 +114,13 @@ class Trial:
             streams = Streams(
                 calibration, *([trace.copy() for trace in some] for some in (calibration, judging, judging))
             )
-            self._stream(store, journal).run(streams, outside)
+            counts = Importance(self.planning.store.work.parent, len(calibration), range(len(calibration)))
+            self._stream(store, journal, counts).run(streams, outside)
             found = self._parts(store, outside, streams.original, answers)
         shutil.rmtree(place)
         return found
 
-    def _stream(self, store: Store, journal: Journal) -> Stream:
+    def _stream(self, store: Store, journal: Journal, importance: Importance) -> Stream:
         ready, drift = self.planning.ready, load("collector", "drift")
         device = pick_device(ready.recipe.device)
         return Stream(
@@ -132,6 +129,7 @@ class Trial:
             drift=lambda rows, columns: drift(rows, columns, device),
             report=lambda _, done, total: self.planning.report("building a trial", done, total),
             seen=self._seen,
+            importance=importance,
         )
 
     def _seen(self, job: Job, item: Solved) -> None:

@@ -13,6 +13,7 @@ from transformers import AutoModel
 from compress.core.errors import BudgetError, CompressError, DataError, InputError, RecipeError
 from compress.core.types import RunRecord
 from compress.measure.size import weight_bytes
+from compress.pipeline import collect
 from compress.pipeline.export import ExportSettings, export
 from compress.pipeline.sensitivity import sensitivity
 from compress.plan import profile
@@ -146,6 +147,19 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(
     for name in ("model.safetensors", "config.json", "compress/plan.json", "compress/profile.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert not (tmp_path / "cut" / "compress" / "work").exists()
+
+
+@pytest.mark.parametrize(("differs", "options"), [(True, {}), (False, {"effort": "fast"})])
+def test_tokens_count_by_the_gradients_that_costs_were_found_with(
+    differs: bool, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the build of a plan that a trial was built for, and in no other."""
+    model = save_tiny("llama", tmp_path / "llama")
+    planned(model, tmp_path / "out", max_bytes="175kB", verify=False, **options)
+    monkeypatch.setattr(collect, "weighed", lambda base, energy: base)
+    planned(model, tmp_path / "plain", max_bytes="175kB", verify=False, **options)
+    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "plain"))
+    assert (one != other) == differs
 
 
 def test_a_profile_of_this_model_saves_the_asking(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ def corrected(weight: Tensor, stats: LayerStats) -> Tensor:
     """
     if stats.drift is None or stats.n_tokens == 0:
         return weight
+    if stats.drift_hessian is not None:
+        return corrected(weight, replace(stats, hessian=stats.drift_hessian, drift_hessian=None))
     moved = _move(stats, stats.drift, shrinkage(stats))
     return weight if moved is None else weight + moved
 
