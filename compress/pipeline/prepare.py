@@ -91,6 +91,7 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     limits.check_exports(recipe, opened, checkpoint, structure, plan)
     notes = [*opened.notes, *plan.notes, *([structure.generic] if structure.generic else [])]
     notes += [uneven] if uneven else []
+    notes += [edited.OTHERWISE] if lines and edited.by_gradients(recipe.plan) else []
     if recipe.has_budget and structure.alike:
         notes.append(f"The budget chooses one scheme for all layers: {structure.alike}")
     data, text = None, None

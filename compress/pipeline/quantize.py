@@ -32,7 +32,7 @@ from compress.pipeline.prepare import Prepared, collectors_of, describe, fingerp
 from compress.pipeline.probe import write_probe
 from compress.pipeline.store import Store
 from compress.pipeline.stream import Stream, Streams
-from compress.plan import uniform
+from compress.plan import edited, uniform
 from compress.plan.mixed import with_eight_bits
 from compress.recipe import Recipe
 from export.formats.compressed_tensors import FORMAT
@@ -88,6 +88,8 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     ready, out, store = built.run.ready, run.out, built.store
     hooks.report("writing", 0, 1)
     plan = effort.with_gains(uniform.to_json(ready.plan), built.layers, built.blocks)
+    if budgeted.importance_of(out, journal) is not None:
+        plan[edited.TOKENS] = edited.BY_GRADIENTS
     _write_artifact(built.run, store, plan)
     hooks.report("writing", 1, 1)
     stages.done("write")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from compress.core.blocks import find_structure
 from compress.core.errors import CompressError, InputError, OutputError, RecipeError
 from compress.pipeline.inspect import inspect_plans
+from compress.plan import edited
 from tests.rebuild import run
 from tests.tiny import save_tiny, tiny_config, tiny_model
 
@@ -38,7 +39,7 @@ def written(path: Path, layers: Layers) -> str:
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("llama", {"max_bytes": "175kB"}),
+        ("llama", {"max_bytes": "175kB", "effort": "fast"}),
         ("bert-classifier", {"bits": 4}),
         ("bert-classifier", {"bits": 8, "activations": "dynamic"}),
         ("gpt2", {"bits": 3, "method": "rtn"}),
@@ -52,6 +53,20 @@ def test_a_plan_gives_the_same_bytes_again(tmp_path: Path, name: str, settings: 
     assert plan_of(again.out) == plan_of(first.out)
     assert (again.out / "model.safetensors").read_bytes() == (first.out / "model.safetensors").read_bytes()
     assert all(line["passed"] for line in again.record.verified)
+
+
+def test_a_plan_of_a_run_that_counted_tokens_by_gradients_says_so(tmp_path: Path) -> None:
+    """Its schemes and reasons are applied, its codes are others."""
+    model = save_tiny("llama", tmp_path / "llama")
+    first = run("llama", model, tmp_path / "first", **TEXT, max_bytes="175kB")
+    again = run("llama", model, tmp_path / "again", **TEXT, plan=str(first.out / "compress" / "plan.json"))
+    assert plan_of(again.out) == plan_of(first.out)
+    assert edited.OTHERWISE in again.record.notes
+    assert edited.OTHERWISE not in first.record.notes
+    files = [(one.out / "model.safetensors").read_bytes() for one in (first, again)]
+    assert files[0] != files[1]
+    assert len(files[0]) == len(files[1])
+    assert not edited.by_gradients(again.out / "compress" / "plan.json")
 
 
 def test_an_edited_line_is_what_is_done(tmp_path: Path) -> None:
