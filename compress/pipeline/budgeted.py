@@ -131,7 +131,7 @@ def within_budget(ready: Prepared, out: Path, journal: Journal, hooks: Hooks) ->
 
 
 def importance_of(out: Path, journal: Journal) -> Importance | None:
-    """What calibration tokens count in the build; None where the plan was made without a trial."""
+    """What calibration tokens count in the build; None where nobody asked, as `Planning.builds` says."""
     line = (journal.last("planned") or {}).get("importance")
     return None if line is None else Importance(out / PLACE, *line)
 

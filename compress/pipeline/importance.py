@@ -66,8 +66,7 @@ class Watched:
 
     def write(self, folder: Path, block: BlockRef) -> None:
         """Into a file of the block, and forget."""
-        found = {f"{number}.{name}": pending(energy) for (name, number), energy in self._found.items()
-                 if self._calls[name, number] == 1}  # fmt: skip
+        found = {f"{number}.{name}": pending(energy) for (name, number), energy in self._found.items()}
         write_file(_path(folder, block), found)
         self._found.clear()
         self._calls.clear()

@@ -92,8 +92,9 @@ class Planning:
 
     @property
     def builds(self) -> bool:
-        """Whether a trial is built, and its tokens count by gradients: where layers make good what earlier ones lost,
-        inputs are not rounded, it is not to be fast, and it is not --max-drop, which judges its own plans."""
+        """Whether tokens of builds count by gradients, and a trial is built where bits are few enough: where layers
+        make good what earlier ones lost, inputs are not rounded, it is not to be fast, and it is not --max-drop, which
+        judges its own plans."""
         recipe = self.ready.recipe
         alone = all(plan.activation is None for plans in self.chosen.values() for plan in plans)
         return alone and recipe.effort != "fast" and not recipe.max_drop and corrects(self.ready.plan)

@@ -114,8 +114,8 @@ class Trial:
             streams = Streams(
                 calibration, *([trace.copy() for trace in some] for some in (calibration, judging, judging))
             )
-            counts = Importance(self.planning.store.work.parent, len(calibration), range(len(calibration)))
-            self._stream(store, journal, counts).run(streams, outside)
+            importance = Importance(self.planning.store.work.parent, len(calibration), range(len(calibration)))
+            self._stream(store, journal, importance).run(streams, outside)
             found = self._parts(store, outside, streams.original, answers)
         shutil.rmtree(place)
         return found
