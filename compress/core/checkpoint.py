@@ -28,6 +28,21 @@ SINGLE = "model.safetensors"
 
 
 @dataclass(frozen=True)
+class Factor:
+    """What a parameter is divided or multiplied by when it is read. values: (O,) of rows, which are divided, or (I,) of
+    columns, which are multiplied."""
+
+    rows: bool
+    values: Tensor
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        """`tensor`, a matrix (O, I) or of rows alone (O,), in float32, in place."""
+        if self.rows:
+            return tensor.div_(self.values if tensor.ndim == 1 else self.values.unsqueeze(1))
+        return tensor.mul_(self.values)
+
+
+@dataclass(frozen=True)
 class ParamSource:
     """How one parameter of the model is made: the checkpoint keys, and transformers' converter unless it is a copy."""
 
@@ -53,6 +68,7 @@ class Checkpoint:
             self.model = build_skeleton(self.config, folder, base=True)
             self.sources = map_sources(self.model, self.entries)
         self.computed = compute_parameters(self.model, self._missing())
+        self.factors: dict[str, list[Factor]] = {}
         self._check_complete()
 
     @property
@@ -76,7 +92,16 @@ class Checkpoint:
         return read_tensor(self.entries[key], dtype)
 
     def load(self, param: str, dtype: torch.dtype | None = None) -> Tensor:
-        """One parameter as the model has it, in `dtype` or the file's. Raises ModelError for NaN, Inf, bad shapes."""
+        """One parameter as the model has it, in `dtype` or the file's; in float32 where `factors` change it, which keep
+        the model's function. Raises ModelError for NaN, Inf, bad shapes."""
+        if param in self.factors:
+            tensor = self._stored(param, torch.float32)
+            for factor in self.factors[param]:
+                tensor = factor.apply(tensor)
+            return tensor
+        return self._stored(param, dtype)
+
+    def _stored(self, param: str, dtype: torch.dtype | None) -> Tensor:
         if param in self.computed:
             return self.computed[param].to(dtype or self.computed[param].dtype, copy=True)
         source = self.sources[param]

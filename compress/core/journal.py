@@ -2,12 +2,13 @@
 
 A line is written only after the files that it speaks of are on disk (fsync, rename). A torn last line, the trace of
 a kill in the middle of a write, is dropped. Another run's journal is refused by the name of the setting that differs.
-Kinds of lines, in this order: `start` (the fingerprint), `outside`, `damage` (of mixed plans), `timed` (what operators
-take), `banked` and `scored` or `swapped` (a profile, block by block), `judged` (plans on text), `stable` and `planned`
-(within a budget), `block` for each block, `measured`, `void` (a plan that lost too much, whose lines count no longer),
-`settled` (what a training run has tried out), `writing` (the files about to be written beside `compress/`), `answered`
-for each model that wrote answers, `finished`. Starting over (`--overwrite`) replaces the journal by one `cleared` line
-that names what is to be deleted, so a kill in the middle of deleting is finished too.
+Kinds of lines, in this order: `start` (the fingerprint), `scaled` for each block, `outside`, `damage` (of mixed
+plans), `timed` (what operators take), `banked` and `scored` or `swapped` (a profile, block by block), `judged` (plans
+on text), `stable` and `planned` (within a budget), `block` for each block, `measured`, `void` (a plan that lost too
+much, whose lines count no longer), `settled` (what a training run has tried out), `writing` (the files about to be
+written beside `compress/`), `answered` for each model that wrote answers, `finished`. Starting over (`--overwrite`)
+replaces the journal by one `cleared` line that names what is to be deleted, so a kill in the middle of deleting is
+finished too.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from compress.core.types import (
 )
 from compress.core.writing import WritingTask
 from compress.measure.size import bits_per_weight, weight_bytes
-from compress.pipeline import budgeted, effort, finish, identity, inputs, judge, reparams
+from compress.pipeline import budgeted, effort, finish, identity, inputs, judge, reparams, scaling
 from compress.pipeline.answered import with_answers
 from compress.pipeline.collect import MakeCollector
 from compress.pipeline.damage import Trials
@@ -69,17 +70,20 @@ def quantize(recipe: Recipe, overwrite: bool = False, hooks: Hooks | None = None
 
 @dataclass(frozen=True)
 class Run:
-    """One run in one output folder, which `journal` holds."""
+    """One run in one output folder, which `journal` holds. scaled: block -> layers whose inputs have scales."""
 
     ready: Prepared
     out: Path
     journal: Journal
     fingerprint: Fingerprint
+    scaled: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
 
 def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     """Everything from the first block to the record, taking up what the journal has already."""
     journal = run.journal
+    run = replace(run, scaled=scaling.scaled(run.ready, run.out, journal, hooks.report))
+    stages.done("scale")
     planned = run.ready.recipe.has_budget
     built = _build(_planned(run, stages, hooks) if planned else run, stages, hooks)
     while (found := budgeted.worse_than_allowed(run.ready, journal)) is not None:
@@ -163,7 +167,7 @@ def _build(run: Run, stages: Stages, hooks: Hooks) -> _Built:
         drift=lambda rows, columns: drift(rows, columns, chosen),
         report=effort.report_of(ready.recipe, hooks.report),
         tuner=effort.tuner_of(ready.recipe, ready.plan, len(ready.structure.blocks), hooks.report),
-        reparams=reparams.reparams_of(ready, collectors_of(ready.plan, chosen)),
+        reparams=reparams.reparams_of(ready, run.scaled),
         importance=budgeted.importance_of(out, journal),
     )
     layers, blocks = stream.run(streams, outside)

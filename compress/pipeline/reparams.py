@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from compress.core.types import LayerResult, torch_dtype
-from compress.pipeline.awq import Awq
-from compress.pipeline.collect import MakeCollector
+from compress.core.types import BlockRef, LayerResult
 from compress.pipeline.folding import Reparam
 from compress.pipeline.prepare import Prepared
+from compress.pipeline.replay import Replay, Trace
 from compress.pipeline.rotate import Rotate
 from compress.pipeline.smooth import Smooth
 from compress.recipe import Recipe
@@ -22,16 +22,28 @@ DONE = {
 """What was done, and why it was not done to more layers."""
 
 
-def reparams_of(ready: Prepared, make: MakeCollector) -> tuple[Reparam, ...]:
-    """In the order in which they are done to each block; scales come last, they are not kept by rotations."""
+@dataclass
+class Scaled:
+    """What compress.pipeline.scaling did, which is in the weights as they are read: nothing is left to do.
+
+    layers: block -> names of the layers whose inputs are scaled."""
+
+    layers: Mapping[int, Sequence[str]]
+    name: str = "awq"
+
+    def change(self, block: BlockRef, _: Replay, __: Sequence[Trace]) -> list[str]:
+        """Their names."""
+        return list(self.layers.get(block.index, ()))
+
+
+def reparams_of(ready: Prepared, scaled: Mapping[int, Sequence[str]]) -> tuple[Reparam, ...]:
+    """In the order in which they are done to each block. scaled: see Scaled."""
     recipe, model = ready.recipe, ready.checkpoint.model
-    found: list[Reparam] = []
+    found: list[Reparam] = [Scaled(scaled)] if scaled else []
     if "rotate" in recipe.reparams:
         found.append(Rotate(model, recipe.seed))
     if recipe.smooth:
         found.append(Smooth(model, recipe.smooth))
-    if "awq" in recipe.reparams or any(plan.method == "awq" for plan in ready.plan.layers.values()):
-        found.append(Awq(model, ready.plan, make, "awq" in recipe.reparams, torch_dtype(ready.dtype)))
     return tuple(found)
 
 
