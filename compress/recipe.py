@@ -14,7 +14,7 @@ from compress.core.types import BITS, NAMED
 
 DEMO = "demo"
 EVAL_DOCUMENTS, EVAL_ROWS = 16, 500  # held out for measuring: documents of text, labelled rows
-REPARAMS = ("awq", "rotate")
+REPARAMS, AUTO, NONE = ("awq", "rotate"), "auto", "none"
 PROOF_DOCUMENTS = 48  # of text, where a bound is to be shown
 EVAL_WRITTEN = 100  # the same of rows whose answers are written
 SAMPLES = {"fast": 16, "balanced": 64, "best": 256}  # calibration sequences by effort
@@ -87,7 +87,8 @@ class Recipe(_Settings):
         0.0, ge=0, lt=1, description="SmoothQuant's alpha: outlying inputs smaller, their columns larger; 0: off"
     )
     reparam: str = Field(
-        "", description="awq: loud inputs' columns rounded finer; rotate: values of attention; several by commas"
+        "auto",
+        description="awq: scales of inputs; rotate: values of attention; both by a comma; none; auto: awq at best",
     )
     mixed: bool | None = Field(
         None, description="8 bits where fewer do most damage, as measured; default: encoders at 4 bits"
@@ -114,7 +115,7 @@ class Recipe(_Settings):
     options: dict[str, Any] = Field(default_factory=dict, description="options of the method, tune.NAME of the tuning")
     effort: Literal["fast", "balanced", "best"] = Field(
         "balanced",
-        description="fast, balanced, best: 16, 64, 256 samples; best: blocks tuned against their output, too",
+        description="fast, balanced, best: 16, 64, 256 samples; best: inputs scaled, blocks tuned against their output",
     )
     embeddings: Literal["auto", "keep", "int8"] = Field(
         "auto", description="token embedding (a tied head goes with it); auto: int8 in encoders that are W8A8 or mixed"
@@ -160,9 +161,11 @@ class Recipe(_Settings):
     @field_validator("reparam")
     @classmethod
     def _reparam(cls, value: str) -> str:
-        if wrong := [name for name in _names(value) if name not in REPARAMS]:
-            raise ValueError(f"--reparam {wrong[0]} is unknown; use {', '.join(REPARAMS)}, or both by a comma")
-        return ",".join(dict.fromkeys(_names(value)))
+        if value in (AUTO, NONE):
+            return value
+        if wrong := [name for name in names_of(value) if name not in REPARAMS]:
+            raise ValueError(f"--reparam {wrong[0]} is unknown; use {', '.join(REPARAMS)}, both by a comma, or {NONE}")
+        return ",".join(dict.fromkeys(names_of(value))) or NONE
 
     @field_validator("scheme")
     @classmethod
@@ -244,11 +247,6 @@ class Recipe(_Settings):
         return value
 
     @property
-    def reparams(self) -> tuple[str, ...]:
-        """What is done to blocks before they are solved, by name."""
-        return _names(self.reparam)
-
-    @property
     def has_budget(self) -> bool:
         """Whether bits are chosen layer by layer, within a size, a time or a loss."""
         return bool(self.max_bytes or self.bpw or self.max_latency or self.max_drop)
@@ -266,7 +264,8 @@ class Recipe(_Settings):
         return int(batch), int(tokens)
 
 
-def _names(value: str) -> tuple[str, ...]:
+def names_of(value: str) -> tuple[str, ...]:
+    """What stands between commas."""
     return tuple(name.strip() for name in value.split(",") if name.strip())
 
 

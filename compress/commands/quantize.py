@@ -89,12 +89,14 @@ def command(
         None, help="SmoothQuant's alpha, where outlying inputs can be folded away; 0.5 is usual [default: off]."
     ),
     reparam: str | None = typer.Option(
-        None, help="Before layers are solved, same function: awq, rotate, or both by a comma [default: none]."
+        None,
+        help="Before layers are solved, same function: awq (scales of inputs), rotate, both by a comma, or none "
+        "[default: awq if --effort is best].",
     ),
     method: str | None = typer.Option(None, help="gptq; awq; or rtn, hqq, which need no data [default: gptq]."),
     option: list[str] | None = _run.OPTION,
     effort: str | None = typer.Option(
-        None, help="fast, balanced, best: more text each; best tunes blocks by gradient, too [default: balanced]."
+        None, help="fast, balanced, best: more text each; best scales inputs and tunes blocks, too [default: balanced]."
     ),
     embeddings: str | None = typer.Option(
         None, help="keep or int8; a tied head goes with it [default: int8 in encoders]."

@@ -1,4 +1,4 @@
-"""What `--effort` asks of a run beside its plan: blocks tuned as a whole, and what came of it in words."""
+"""What `--effort` asks of a run beside its plan: inputs scaled, blocks tuned as a whole, what came of it in words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from compress.core.registry import load
 from compress.core.types import BlockResult, LayerResult, Plan
 from compress.pipeline.blockwise import Tuner
 from compress.pipeline.inputs import convert_options
-from compress.recipe import TUNING, Recipe
+from compress.recipe import AUTO, NONE, TUNING, Recipe, names_of
 
 METHOD = "rounding"
 PER_BLOCK = 100  # steps of progress that a block counts as, whatever its tuning takes
@@ -20,6 +20,22 @@ PER_BLOCK = 100  # steps of progress that a block counts as, whatever its tuning
 def own_options(recipe: Recipe) -> dict[str, Any]:
     """Options of the method that solves layers: all but `tune.NAME`."""
     return {name: value for name, value in recipe.options.items() if not name.startswith(TUNING)}
+
+
+def reparams(recipe: Recipe, plan: Plan) -> tuple[str, ...]:
+    """What is done to blocks before they are solved, by name: as asked, or scales of inputs for `--effort best` where
+    weights alone are rounded, to fewer than 8 bits, by gptq, not as published."""
+    if recipe.reparam == NONE:
+        return ()
+    if recipe.reparam != AUTO:
+        return names_of(recipe.reparam)
+    if recipe.effort != "best":
+        return ()
+    coded = [chosen for chosen in plan.layers.values() if chosen.scheme.kind != "dense"]
+    ours = [chosen for chosen in coded if chosen.method == "gptq" and not chosen.options.get("classic")]
+    gains = any(chosen.scheme.bits < 8 for chosen in ours)
+    alone = not recipe.max_latency and not recipe.smooth and all(chosen.activation is None for chosen in coded)
+    return ("awq",) if gains and alone else ()
 
 
 def tuning_options(recipe: Recipe) -> Any:

@@ -36,7 +36,8 @@ from export.formats.compressed_tensors import FORMAT
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything known before the first block is touched. mixed: the plan is finished by measuring damage."""
+    """Everything known before the first block is touched. mixed: the plan is finished by measuring damage. reparams:
+    what is done to blocks before they are solved, by name."""
 
     recipe: Recipe
     opened: Opened
@@ -49,6 +50,7 @@ class Prepared:
     environment: dict[str, Any]
     notes: tuple[str, ...]
     mixed: bool = False
+    reparams: tuple[str, ...] = ()
 
 
 def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
@@ -95,8 +97,8 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     if recipe.has_budget and structure.alike:
         notes.append(f"The budget chooses one scheme for all layers: {structure.alike}")
     data, text = None, None
-    reads = mixed or recipe.effort == "best" or bool(recipe.reparams)
-    reads = reads or any(reads_text(chosen) for chosen in plan.layers.values())
+    reparams = effort.reparams(recipe, plan)
+    reads = mixed or recipe.effort == "best" or bool(reparams) or any(map(reads_text, plan.layers.values()))
     heard = hears(recipe, checkpoint.config) and has_rows(recipe, opened.folder)
     if (reads or recipe.eval_samples != 0) and (because := limits.cannot_stream(checkpoint, structure, heard)):
         notes.append(f"{because}, so that no layer was chosen for eight bits" if mixed else because)
@@ -110,7 +112,9 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     elif recipe.like is not None:
         notes.append(f"--like {recipe.like} was not read: this run calibrates and measures on no text.")
     environment = device.environment()
-    return Prepared(recipe, opened, checkpoint, structure, plan, data, text, dtype, environment, tuple(notes), mixed)
+    return Prepared(
+        *(recipe, opened, checkpoint, structure, plan, data, text, dtype, environment, tuple(notes), mixed, reparams)
+    )
 
 
 def rules_of(recipe: Recipe, checkpoint: Checkpoint, structure: Structure) -> uniform.Rules:

@@ -111,7 +111,7 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
         notes=(
             *budgeted.outcome(ready, journal, built.measurements, weight_bytes(out)),
             *ready.notes,
-            *reparams.sentences(ready.recipe, built.layers),
+            *reparams.sentences(ready, built.layers),
             *effort.outcome(ready.recipe, built.layers, built.blocks),
         ),
         environment=ready.environment,

@@ -12,7 +12,7 @@ from compress.pipeline.prepare import Prepared
 from compress.pipeline.replay import Replay, Trace
 from compress.pipeline.rotate import Rotate
 from compress.pipeline.smooth import Smooth
-from compress.recipe import Recipe
+from compress.recipe import AUTO
 
 DONE = {
     "smooth": ("smoothed", "what the others read is used elsewhere too, or is no layer's own"),
@@ -40,18 +40,22 @@ def reparams_of(ready: Prepared, scaled: Mapping[int, Sequence[str]]) -> tuple[R
     """In the order in which they are done to each block. scaled: see Scaled."""
     recipe, model = ready.recipe, ready.checkpoint.model
     found: list[Reparam] = [Scaled(scaled)] if scaled else []
-    if "rotate" in recipe.reparams:
+    if "rotate" in ready.reparams:
         found.append(Rotate(model, recipe.seed))
     if recipe.smooth:
         found.append(Smooth(model, recipe.smooth))
     return tuple(found)
 
 
-def sentences(recipe: Recipe, layers: Iterable[LayerResult]) -> list[str]:
-    """How far each went."""
-    results = list(layers)
+def sentences(ready: Prepared, layers: Iterable[LayerResult]) -> list[str]:
+    """How far each went that was asked for, or did anything."""
+    recipe, results = ready.recipe, list(layers)
     counts = Counter(name for result in results for name in result.reparams.split(",") if name)
-    asked = [*recipe.reparams, *(["smooth"] if recipe.smooth else []), *(["awq"] if recipe.method == "awq" else [])]
+    asked = [
+        *(ready.reparams if recipe.reparam != AUTO else ()),
+        *(["smooth"] if recipe.smooth else []),
+        *(["awq"] if recipe.method == "awq" else []),
+    ]
     found = []
     for name in dict.fromkeys([*asked, *counts]):
         done, rest = DONE[name]

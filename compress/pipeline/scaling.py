@@ -35,7 +35,7 @@ ROWS, COLUMNS = "rows", "columns"
 
 def scales(ready: Prepared) -> bool:
     """Whether inputs are scaled: where that is asked for, or a layer's method is AWQ."""
-    return "awq" in ready.recipe.reparams or any(plan.method == "awq" for plan in ready.plan.layers.values())
+    return "awq" in ready.reparams or any(plan.method == "awq" for plan in ready.plan.layers.values())
 
 
 def scaled(ready: Prepared, out: Path, journal: Journal, report: Report) -> dict[int, list[str]]:
@@ -65,7 +65,7 @@ class _Scaling:
         outside = Outside(checkpoint, ready.structure, ready.plan, store)
         outside.compress(store.block_path(-1))
         outside.load_small(store.block_path(-1))
-        asked = ready.recipe.reparams
+        asked = ready.reparams
         make = collectors_of(ready.plan, pick_device(ready.recipe.device))
         awq = Awq(checkpoint.model, ready.plan, make, Wanted("awq" in asked, "rotate" not in asked, self._dtype))
         traces = _some(make_streams(ready).calibration)

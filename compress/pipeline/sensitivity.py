@@ -18,7 +18,7 @@ from compress.core.errors import ModelError
 from compress.core.fingerprint import Fingerprint
 from compress.core.journal import Journal
 from compress.core.types import RunRecord, torch_dtype
-from compress.pipeline import finish, identity, inputs, judge
+from compress.pipeline import finish, identity, inputs, judge, scaling
 from compress.pipeline.bank import Bank
 from compress.pipeline.halves import steadiness
 from compress.pipeline.hooks import Hooks, Stages
@@ -83,6 +83,7 @@ def _chosen(recipe: SensitivityRecipe, ready: Prepared) -> Chosen:
 
 def _run(run: _Run, stages: Stages, hooks: Hooks, mark: Fingerprint) -> RunRecord:
     ready, journal = run.ready, run.journal
+    scaling.scaled(ready, run.out, journal, hooks.report)
     store = Store(ready.checkpoint, ready.plan, run.out, torch_dtype(ready.dtype))
     store.work.mkdir(parents=True, exist_ok=True)
     outside = Outside(ready.checkpoint, ready.structure, ready.plan, store)
