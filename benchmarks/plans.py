@@ -5,7 +5,8 @@ three calibration seeds each; KL to the original on held-out documents, as `comp
 plan of the first seed, ten random plans and the greedy one by the signal to noise ratio of each layer's output, of
 equal bytes, from one bank of layers that were solved once; and six budgets from 2.5 to 8 bits a weight of the blocks.
 Embedding and head stay as they are in every arm. Runs that are finished are not made again; each has one thread, so
-that `python -m benchmarks.plans BITS SEED` can make two of them at once.
+that `python -m benchmarks.plans BITS SEED` can make two of them at once; `python -m benchmarks.plans draws` draws, once
+those of the first seed are there.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from compress.pipeline.store import Store
 from compress.pipeline.stream import text_inputs
 from compress.plan.budget import BYTES, Planned
 from compress.recipe import Recipe
+from compress.report import record as records
 
 SEEDS, RANDOM = (0, 1, 2), 10
 HELD_OUT = 64
@@ -215,16 +217,27 @@ def run() -> dict[str, Any]:
         more, row, plans[bits] = against_uniform(bits)
         lines += more
         rows.append(row)
-    bench = Bench(int(of(plans[4], "bytes")))
-    drawn = []
+    more, found = from_a_bank(plans)
+    return {"lines": [*lines, *more], "built": rows, **found}
+
+
+def from_a_bank(plans: Mapping[int, RunRecord]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Lines and figures of drawn plans. plans: bits -> the plan within the bytes of uniform bits, as it was built."""
+    bench = Bench(int(of(plans[max(plans)], "bytes")))
+    lines, drawn = [], []
     for bits, mine in plans.items():
         more, row = against_draws(bench, bits, mine)
         lines += more
         drawn.append(row)
+        print(*(f"   {one['what']}: {one['value']}" for one in more), sep="\n", flush=True)
     last, points = frontier(bench)
+    print(f"   {last['what']}: {last['value']}", flush=True)
     costs = [{"layer": c.layer, "scheme": c.scheme, "value": c.value, "error": c.error} for c in bench.found]
-    return {"lines": [*lines, last], "built": rows, "drawn": drawn, "frontier": points, "expected": costs}
+    return [*lines, last], {"drawn": drawn, "frontier": points, "expected": costs}
 
 
 if __name__ == "__main__":
-    pair(int(sys.argv[1]), int(sys.argv[2]))
+    if sys.argv[1:] == ["draws"]:
+        from_a_bank({b: records.read(RUNS / f"plans-within-{b}-0" / "compress" / "record.json") for b in (4, 3)})
+    else:
+        pair(int(sys.argv[1]), int(sys.argv[2]))
