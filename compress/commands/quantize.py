@@ -91,7 +91,7 @@ def command(
     reparam: str | None = typer.Option(
         None,
         help="Before layers are solved, same function: awq (scales of inputs), rotate, both by a comma, or none "
-        "[default: awq if --effort is best].",
+        "[default: awq for --effort best and budgets of bytes].",
     ),
     method: str | None = typer.Option(None, help="gptq; awq; or rtn, hqq, which need no data [default: gptq]."),
     option: list[str] | None = _run.OPTION,

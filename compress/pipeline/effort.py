@@ -11,6 +11,7 @@ from compress.core.registry import load
 from compress.core.types import BlockResult, LayerResult, Plan
 from compress.pipeline.blockwise import Tuner
 from compress.pipeline.inputs import convert_options
+from compress.plan import edited
 from compress.recipe import AUTO, NONE, TUNING, Recipe, names_of
 
 METHOD = "rounding"
@@ -23,19 +24,20 @@ def own_options(recipe: Recipe) -> dict[str, Any]:
 
 
 def reparams(recipe: Recipe, plan: Plan) -> tuple[str, ...]:
-    """What is done to blocks before they are solved, by name: as asked, or scales of inputs for `--effort best` where
-    weights alone are rounded, to fewer than 8 bits, by gptq, not as published."""
-    if recipe.reparam == NONE:
-        return ()
+    """What is done to blocks before they are solved, by name: as asked, or as the plan of --plan says; or, by itself,
+    scales of inputs where that is little of what the run takes (`--effort best`, a budget of bytes that is not to be
+    fast), weights alone are rounded, to fewer than 8 bits, by gptq, not as published."""
     if recipe.reparam != AUTO:
-        return names_of(recipe.reparam)
-    if recipe.effort != "best":
+        return () if recipe.reparam == NONE else names_of(recipe.reparam)
+    if recipe.plan and (said := edited.reparams(recipe.plan)) is not None:
+        return said
+    sized = bool(recipe.max_bytes or recipe.bpw) and not recipe.max_drop and recipe.effort != "fast"
+    if recipe.smooth or recipe.max_latency or not (sized or recipe.effort == "best"):
         return ()
     coded = [chosen for chosen in plan.layers.values() if chosen.scheme.kind != "dense"]
     ours = [chosen for chosen in coded if chosen.method == "gptq" and not chosen.options.get("classic")]
-    gains = any(chosen.scheme.bits < 8 for chosen in ours)
-    alone = not recipe.max_latency and not recipe.smooth and all(chosen.activation is None for chosen in coded)
-    return ("awq",) if gains and alone else ()
+    alone = all(chosen.activation is None for chosen in coded)
+    return ("awq",) if alone and any(chosen.scheme.bits < 8 for chosen in ours) else ()
 
 
 def tuning_options(recipe: Recipe) -> Any:

@@ -189,6 +189,7 @@ def fingerprint(ready: Prepared, threads: int) -> Fingerprint:
         found["--profile"] = profile.mark(path / profile.PLACE if path.is_dir() else path)
     if ready.recipe.plan:
         found["--plan"] = {name: dict(line) for name, line in edited.read(ready.recipe.plan).items()}
+    found["what is done to blocks"] = list(ready.reparams)
     found["calibration text"] = ready.data.calibration.digest if ready.data else None
     found["--like text"] = ready.data.card.get("like", {}).get("digest") if ready.data else None
     found["held-out text"] = ready.data.heldout.digest if ready.data else None

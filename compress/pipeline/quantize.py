@@ -94,6 +94,8 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     plan = effort.with_gains(uniform.to_json(ready.plan), built.layers, built.blocks)
     if budgeted.importance_of(out, journal) is not None:
         plan[edited.TOKENS] = edited.BY_GRADIENTS
+    if ready.reparams:
+        plan[edited.REPARAM] = ",".join(ready.reparams)
     _write_artifact(built.run, store, plan)
     hooks.report("writing", 1, 1)
     stages.done("write")

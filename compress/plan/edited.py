@@ -15,8 +15,11 @@ from compress.core.types import ActScheme, LayerPlan, LayerRef, Plan, Scheme, St
 from compress.plan.activations import in_float
 from compress.plan.mixed import groups_of
 from compress.plan.uniform import Rules, all_layers, predicted_bytes
+from compress.recipe import REPARAMS, names_of
 
 Lines = Mapping[str, Mapping[str, Any]]
+REPARAM = "reparam"
+"""Where plan.json says what was done to blocks before they were solved."""
 TOKENS, BY_GRADIENTS = "tokens", "by gradients"
 """What plan.json says where the run's codes were solved with tokens counted so."""
 OTHERWISE = (
@@ -51,6 +54,18 @@ def by_gradients(path: str | Path) -> bool:
     """Whether the run that made a plan, which `read` can read, had what a plan does not hold."""
     found: bool = json.loads(Path(path).read_text(encoding="utf-8")).get(TOKENS) == BY_GRADIENTS
     return found
+
+
+def reparams(path: str | Path) -> tuple[str, ...] | None:
+    """What the run that made a plan, which `read` can read, did to blocks before it solved them, by name; None where
+    the plan does not say. Raises RecipeError for names that nothing has."""
+    said = json.loads(Path(path).read_text(encoding="utf-8")).get(REPARAM)
+    if said is None:
+        return None
+    names = names_of(str(said))
+    if wrong := [name for name in names if name not in REPARAMS]:
+        raise RecipeError(f"{path} says {REPARAM} {wrong[0]}; use {', '.join(REPARAMS)}, or take the line out")
+    return names
 
 
 def symmetric(lines: Lines) -> bool:

@@ -136,11 +136,15 @@ def test_text_grows_with_effort_unless_told() -> None:
         ({"effort": "best", "method": "rtn"}, ()),
         ({"effort": "best", "options": {"classic": True}}, ()),
         ({"effort": "best", "bits": 8}, ()),
+        ({"max_bytes": "200kB"}, ("awq",)),
+        ({"bpw": 8.0, "reparam": "none"}, ()),
+        ({"max_bytes": "200kB", "effort": "fast"}, ()),
+        ({"max_bytes": "200kB", "max_drop": "1%"}, ()),
         ({}, ()),
         ({"reparam": "rotate,awq"}, ("rotate", "awq")),
     ],
 )
-def test_best_scales_inputs_where_weights_alone_are_rounded(
+def test_inputs_are_scaled_where_weights_alone_are_rounded(
     tmp_path: Path, settings: dict[str, Any], done: tuple[str, ...]
 ) -> None:
     """And no published method's; what is asked for is done whatever the effort."""
