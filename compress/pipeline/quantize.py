@@ -83,7 +83,8 @@ def _run(run: Run, stages: Stages, hooks: Hooks) -> RunRecord:
     """Everything from the first block to the record, taking up what the journal has already."""
     journal = run.journal
     run = replace(run, scaled=scaling.scaled(run.ready, run.out, journal, hooks.report))
-    stages.done("scale")
+    if run.scaled:
+        stages.done("scale")
     planned = run.ready.recipe.has_budget
     built = _build(_planned(run, stages, hooks) if planned else run, stages, hooks)
     while (found := budgeted.worse_than_allowed(run.ready, journal)) is not None:

@@ -46,6 +46,7 @@ def scaled(ready: Prepared, out: Path, journal: Journal, report: Report) -> dict
     scaling = _Scaling(ready, out / WORK, journal, report)
     if len(journal.of("scaled")) < len(ready.structure.blocks):
         scaling.run()
+    shutil.rmtree(out / WORK / PLACE, ignore_errors=True)
     found = {line["block"]: line["layers"] for line in journal.of("scaled")}
     for block, layers in found.items():
         if layers:
@@ -90,10 +91,9 @@ class _Scaling:
                 empty(checkpoint.model.get_submodule(block.name))
                 release_memory()
         self._report("scaling inputs", len(blocks), len(blocks))
-        shutil.rmtree(store.work)
 
     def _store(self) -> Store:
-        """With a folder of its own, which is gone afterwards."""
+        """With a folder of its own, which `scaled` deletes."""
         store = Store(self._ready.checkpoint, self._ready.plan, self._work, self._dtype)
         store.work = self._work / PLACE
         store.work.mkdir(parents=True, exist_ok=True)
@@ -126,6 +126,9 @@ class _Scaling:
 
 
 def _some(traces: Sequence[Trace]) -> list[Trace]:
-    """Batches from all over the text that hold about TOKENS."""
-    tokens = sum(next(iter(trace.inputs.values())).numel() for trace in traces)
+    """Batches from all over the text that hold about TOKENS; of sound and what is said in it, so many of the latter."""
+    tokens = 0
+    for trace in traces:
+        sizes = [tensor.numel() for tensor in trace.inputs.values() if not tensor.is_floating_point()]
+        tokens += min(sizes, default=len(next(iter(trace.inputs.values()))))
     return list(traces[:: max(1, tokens // TOKENS)])
