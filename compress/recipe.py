@@ -88,7 +88,7 @@ class Recipe(_Settings):
     )
     reparam: str = Field(
         "auto",
-        description="awq: scales of inputs; rotate: values of attention; both by a comma; none; auto: see --effort",
+        description="awq: scales of inputs; rotate: values of attention; both by a comma; none; auto: as --plan says",
     )
     mixed: bool | None = Field(
         None, description="8 bits where fewer do most damage, as measured; default: encoders at 4 bits"
@@ -115,7 +115,7 @@ class Recipe(_Settings):
     options: dict[str, Any] = Field(default_factory=dict, description="options of the method, tune.NAME of the tuning")
     effort: Literal["fast", "balanced", "best"] = Field(
         "balanced",
-        description="fast, balanced, best: 16, 64, 256 samples; best: inputs scaled (budgets, too), blocks tuned",
+        description="fast, balanced, best: 16, 64, 256 samples; best: blocks tuned against their output, too",
     )
     embeddings: Literal["auto", "keep", "int8"] = Field(
         "auto", description="token embedding (a tied head goes with it); auto: int8 in encoders that are W8A8 or mixed"

@@ -91,12 +91,12 @@ def command(
     reparam: str | None = typer.Option(
         None,
         help="Before layers are solved, same function: awq (scales of inputs), rotate, both by a comma, or none "
-        "[default: awq for --effort best and budgets of bytes].",
+        "[default: as the plan of --plan, else none].",
     ),
     method: str | None = typer.Option(None, help="gptq; awq; or rtn, hqq, which need no data [default: gptq]."),
     option: list[str] | None = _run.OPTION,
     effort: str | None = typer.Option(
-        None, help="fast, balanced, best: more text each; best scales inputs and tunes blocks, too [default: balanced]."
+        None, help="fast, balanced, best: more text each; best tunes blocks by gradient, too [default: balanced]."
     ),
     embeddings: str | None = typer.Option(
         None, help="keep or int8; a tied head goes with it [default: int8 in encoders]."

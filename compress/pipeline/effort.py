@@ -1,4 +1,4 @@
-"""What `--effort` asks of a run beside its plan: inputs scaled, blocks tuned as a whole, what came of it in words."""
+"""What a run does beside its plan: blocks before they are solved, and `--effort`: blocks tuned as a whole; in words."""
 
 from __future__ import annotations
 
@@ -23,21 +23,11 @@ def own_options(recipe: Recipe) -> dict[str, Any]:
     return {name: value for name, value in recipe.options.items() if not name.startswith(TUNING)}
 
 
-def reparams(recipe: Recipe, plan: Plan) -> tuple[str, ...]:
-    """What is done to blocks before they are solved, by name: as asked, or as the plan of --plan says; or, by itself,
-    scales of inputs where that is little of what the run takes (`--effort best`, a budget of bytes that is not to be
-    fast), weights alone are rounded, to fewer than 8 bits, by gptq, not as published."""
+def reparams(recipe: Recipe) -> tuple[str, ...]:
+    """What is done to blocks before they are solved, by name: as asked, or as the plan of --plan says."""
     if recipe.reparam != AUTO:
         return () if recipe.reparam == NONE else names_of(recipe.reparam)
-    if recipe.plan and (said := edited.reparams(recipe.plan)) is not None:
-        return said
-    sized = bool(recipe.max_bytes or recipe.bpw) and not recipe.max_drop and recipe.effort != "fast"
-    if recipe.smooth or recipe.max_latency or not (sized or recipe.effort == "best"):
-        return ()
-    coded = [chosen for chosen in plan.layers.values() if chosen.scheme.kind != "dense"]
-    ours = [chosen for chosen in coded if chosen.method == "gptq" and not chosen.options.get("classic")]
-    alone = all(chosen.activation is None for chosen in coded)
-    return ("awq",) if alone and any(chosen.scheme.bits < 8 for chosen in ours) else ()
+    return edited.reparams(recipe.plan) if recipe.plan else ()
 
 
 def tuning_options(recipe: Recipe) -> Any:

@@ -97,7 +97,7 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     if recipe.has_budget and structure.alike:
         notes.append(f"The budget chooses one scheme for all layers: {structure.alike}")
     data, text = None, None
-    reparams = effort.reparams(recipe, plan)
+    reparams = effort.reparams(recipe)
     reads = mixed or recipe.effort == "best" or bool(reparams) or any(map(reads_text, plan.layers.values()))
     heard = hears(recipe, checkpoint.config) and has_rows(recipe, opened.folder)
     if (reads or recipe.eval_samples != 0) and (because := limits.cannot_stream(checkpoint, structure, heard)):

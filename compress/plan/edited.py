@@ -56,13 +56,10 @@ def by_gradients(path: str | Path) -> bool:
     return found
 
 
-def reparams(path: str | Path) -> tuple[str, ...] | None:
-    """What the run that made a plan, which `read` can read, did to blocks before it solved them, by name; None where
-    the plan does not say. Raises RecipeError for names that nothing has."""
-    said = json.loads(Path(path).read_text(encoding="utf-8")).get(REPARAM)
-    if said is None:
-        return None
-    names = names_of(str(said))
+def reparams(path: str | Path) -> tuple[str, ...]:
+    """What the run that made a plan, which `read` can read, did to blocks before it solved them, by name. Raises
+    RecipeError for names that nothing has."""
+    names = names_of(str(json.loads(Path(path).read_text(encoding="utf-8")).get(REPARAM, "")))
     if wrong := [name for name in names if name not in REPARAMS]:
         raise RecipeError(f"{path} says {REPARAM} {wrong[0]}; use {', '.join(REPARAMS)}, or take the line out")
     return names

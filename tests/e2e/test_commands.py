@@ -64,7 +64,7 @@ def test_defaults_in_help_are_those_of_the_recipe(run: Run) -> None:
         "act_symmetric": ("symmetric by token only", None),
         "embeddings": ("int8 in encoders", "auto"),
         "smooth": ("off", 0.0),
-        "reparam": ("awq for --effort best and budgets of bytes", "auto"),
+        "reparam": ("as the plan of --plan, else none", "auto"),
         "schemes": ("2 to 8 bits, two group sizes", []),
     }
     fields = Recipe.model_fields

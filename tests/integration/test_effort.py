@@ -12,19 +12,17 @@ import torch
 from compress.core.errors import RecipeError
 from compress.core.numerics.affine import round_to_storage
 from compress.core.safetensors_file import read_header
-from compress.pipeline.hooks import Hooks
-from compress.pipeline.prepare import open_and_plan
 from compress.recipe import Recipe
 from export.source import Source
 from export.verify import compare_opened
-from tests.rebuild import Run, compress_in_memory, open_artifact, open_original, run, write_text
+from tests.rebuild import Run, compress_in_memory, open_artifact, open_original, run
 from tests.tiny import example_inputs, save_tiny
 
 
 def best(name: str, tmp_path: Path, **settings: Any) -> Run:
     tmp_path.mkdir(exist_ok=True)
     source = save_tiny(name, tmp_path / name)
-    small = {"bits": 3, "group_size": 16, "effort": "best", "reparam": "none", "options": {"tune.epochs": "32"}}
+    small = {"bits": 3, "group_size": 16, "effort": "best", "options": {"tune.epochs": "32"}}
     return run(name, source, tmp_path / "best", **{**small, **settings})
 
 
@@ -85,7 +83,7 @@ def test_what_cannot_be_tuned_is_left_and_said(tmp_path: Path) -> None:
 
 
 def test_a_plan_and_a_budget_are_solved_with_the_effort(tmp_path: Path) -> None:
-    done = best("llama", tmp_path, reparam="auto")
+    done = best("llama", tmp_path)
     settings: dict[str, Any] = {"effort": "best", "options": {"tune.epochs": 32}}
     plan = str(done.out / "compress" / "plan.json")
     again = run("llama", done.source, tmp_path / "planned", plan=plan, bits=3, group_size=16, **settings)
@@ -125,30 +123,3 @@ def test_text_grows_with_effort_unless_told() -> None:
     assert Recipe.build().samples == 64
     assert Recipe.build(effort="fast", samples=64).samples == 64
     assert Recipe(**Recipe.build(effort="best", samples=64).model_dump()).samples == 64
-
-
-@pytest.mark.parametrize(
-    ("settings", "done"),
-    [
-        ({"effort": "best"}, ("awq",)),
-        ({"effort": "best", "reparam": "none"}, ()),
-        ({"effort": "best", "reparam": "rotate"}, ("rotate",)),
-        ({"effort": "best", "method": "rtn"}, ()),
-        ({"effort": "best", "options": {"classic": True}}, ()),
-        ({"effort": "best", "bits": 8}, ()),
-        ({"max_bytes": "200kB"}, ("awq",)),
-        ({"bpw": 8.0, "reparam": "none"}, ()),
-        ({"max_bytes": "200kB", "effort": "fast"}, ()),
-        ({"max_bytes": "200kB", "max_drop": "1%"}, ()),
-        ({}, ()),
-        ({"reparam": "rotate,awq"}, ("rotate", "awq")),
-    ],
-)
-def test_inputs_are_scaled_where_weights_alone_are_rounded(
-    tmp_path: Path, settings: dict[str, Any], done: tuple[str, ...]
-) -> None:
-    """And no published method's; what is asked for is done whatever the effort."""
-    text = write_text(tmp_path / "text.txt")
-    source = save_tiny("llama", tmp_path / "llama")
-    recipe = Recipe.build(**{"model": str(source), "data": str(text), "samples": 2, "seq_len": 32, **settings})
-    assert open_and_plan(recipe, Hooks()).reparams == done

@@ -73,14 +73,14 @@ def test_a_plan_of_a_run_that_counted_tokens_by_gradients_says_so(tmp_path: Path
 def test_a_plan_says_what_was_done_to_blocks(tmp_path: Path) -> None:
     """And --plan does it again, unless another thing is asked for; names that nothing has are refused."""
     model = save_tiny("llama", tmp_path / "llama")
-    first = run("llama", model, tmp_path / "first", **TEXT, max_bytes="175kB")
+    first = run("llama", model, tmp_path / "first", **TEXT, max_bytes="175kB", reparam="awq")
     plan = first.out / "compress" / "plan.json"
     assert edited.reparams(plan) == ("awq",)
     again = run("llama", model, tmp_path / "again", **TEXT, plan=str(plan))
     assert {result.reparams for result in again.record.layers} == {"", "awq"}
     without = run("llama", model, tmp_path / "without", **TEXT, plan=str(plan), reparam="none")
     assert {result.reparams for result in without.record.layers} == {""}
-    assert edited.reparams(without.out / "compress" / "plan.json") is None
+    assert edited.reparams(without.out / "compress" / "plan.json") == ()
     plan.write_text(plan.read_text(encoding="utf-8").replace('"awq"', '"spin"'), encoding="utf-8")
     with pytest.raises(RecipeError, match="says reparam spin; use awq, rotate"):
         run("llama", model, tmp_path / "wrong", **TEXT, plan=str(plan))
