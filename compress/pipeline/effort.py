@@ -1,4 +1,4 @@
-"""What a run does beside its plan: blocks before they are solved, and `--effort`: blocks tuned as a whole; in words."""
+"""What `--effort` asks of a run beside its plan: blocks tuned as a whole, and what came of it in words."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from compress.core.registry import load
 from compress.core.types import BlockResult, LayerResult, Plan
 from compress.pipeline.blockwise import Tuner
 from compress.pipeline.inputs import convert_options
-from compress.plan import edited
-from compress.recipe import AUTO, NONE, TUNING, Recipe, names_of
+from compress.recipe import TUNING, Recipe
 
 METHOD = "rounding"
 PER_BLOCK = 100  # steps of progress that a block counts as, whatever its tuning takes
@@ -21,13 +20,6 @@ PER_BLOCK = 100  # steps of progress that a block counts as, whatever its tuning
 def own_options(recipe: Recipe) -> dict[str, Any]:
     """Options of the method that solves layers: all but `tune.NAME`."""
     return {name: value for name, value in recipe.options.items() if not name.startswith(TUNING)}
-
-
-def reparams(recipe: Recipe) -> tuple[str, ...]:
-    """What is done to blocks before they are solved, by name: as asked, or as the plan of --plan says."""
-    if recipe.reparam != AUTO:
-        return () if recipe.reparam == NONE else names_of(recipe.reparam)
-    return edited.reparams(recipe.plan) if recipe.plan else ()
 
 
 def tuning_options(recipe: Recipe) -> Any:

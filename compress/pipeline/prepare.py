@@ -30,7 +30,7 @@ from compress.pipeline.task_text import TaskText, prepared, task_text, with_all_
 from compress.plan import edited, profile, uniform
 from compress.plan.activations import choose_activation
 from compress.plan.mixed import is_mixed
-from compress.recipe import EVAL_DOCUMENTS, EVAL_ROWS, PROOF_DOCUMENTS, Recipe
+from compress.recipe import AUTO, EVAL_DOCUMENTS, EVAL_ROWS, NONE, PROOF_DOCUMENTS, Recipe, names_of
 from export.formats.compressed_tensors import FORMAT
 
 
@@ -97,7 +97,7 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     if recipe.has_budget and structure.alike:
         notes.append(f"The budget chooses one scheme for all layers: {structure.alike}")
     data, text = None, None
-    reparams = effort.reparams(recipe)
+    reparams = _reparams(recipe)
     reads = mixed or recipe.effort == "best" or bool(reparams) or any(map(reads_text, plan.layers.values()))
     heard = hears(recipe, checkpoint.config) and has_rows(recipe, opened.folder)
     if (reads or recipe.eval_samples != 0) and (because := limits.cannot_stream(checkpoint, structure, heard)):
@@ -115,6 +115,13 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     return Prepared(
         *(recipe, opened, checkpoint, structure, plan, data, text, dtype, environment, tuple(notes), mixed, reparams)
     )
+
+
+def _reparams(recipe: Recipe) -> tuple[str, ...]:
+    """What is done to blocks before they are solved, by name: as asked, or as the plan of --plan says."""
+    if recipe.reparam != AUTO:
+        return () if recipe.reparam == NONE else names_of(recipe.reparam)
+    return edited.reparams(recipe.plan) if recipe.plan else ()
 
 
 def rules_of(recipe: Recipe, checkpoint: Checkpoint, structure: Structure) -> uniform.Rules:

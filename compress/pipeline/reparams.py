@@ -12,7 +12,6 @@ from compress.pipeline.prepare import Prepared
 from compress.pipeline.replay import Replay, Trace
 from compress.pipeline.rotate import Rotate
 from compress.pipeline.smooth import Smooth
-from compress.recipe import AUTO
 
 DONE = {
     "smooth": ("smoothed", "what the others read is used elsewhere too, or is no layer's own"),
@@ -52,7 +51,7 @@ def sentences(ready: Prepared, layers: Iterable[LayerResult]) -> list[str]:
     recipe, results = ready.recipe, list(layers)
     counts = Counter(name for result in results for name in result.reparams.split(",") if name)
     asked = [
-        *(ready.reparams if recipe.reparam != AUTO else ()),
+        *ready.reparams,
         *(["smooth"] if recipe.smooth else []),
         *(["awq"] if recipe.method == "awq" else []),
     ]

@@ -33,7 +33,7 @@ PLACE = "scales"
 ROWS, COLUMNS = "rows", "columns"
 
 
-def scales(ready: Prepared) -> bool:
+def _asked(ready: Prepared) -> bool:
     """Whether inputs are scaled: where that is asked for, or a layer's method is AWQ."""
     return "awq" in ready.reparams or any(plan.method == "awq" for plan in ready.plan.layers.values())
 
@@ -41,7 +41,7 @@ def scales(ready: Prepared) -> bool:
 def scaled(ready: Prepared, out: Path, journal: Journal, report: Report) -> dict[int, list[str]]:
     """From here on the checkpoint of `ready` reads its weights with scales; block -> names of the layers whose inputs
     are scaled. Nothing where none are to be, or no text calibrates. Raises OutputError when a file is gone."""
-    if not scales(ready) or ready.data is None or not ready.data.calibration.sequences:
+    if not _asked(ready) or ready.data is None or not ready.data.calibration.sequences:
         return {}
     scaling = _Scaling(ready, out / WORK, journal, report)
     if len(journal.of("scaled")) < len(ready.structure.blocks):
