@@ -25,7 +25,8 @@ WIDE = re.compile("[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]")  # scripts of abo
 
 @dataclass(frozen=True)
 class DataSettings:
-    """The data settings of a recipe. data: file, folder, hub name, or None for the built-in text."""
+    """The data settings of a recipe. data: file, folder, hub name, or None for the built-in text. judging: sequences
+    beside those of `samples` by which plans are judged."""
 
     data: str | None
     text_column: str | None
@@ -33,11 +34,17 @@ class DataSettings:
     seq_len: int
     eval_samples: int
     seed: int
+    judging: int = 0
 
     @property
     def tokens(self) -> int:
         """Calibration tokens asked for."""
         return self.samples * self.seq_len
+
+    @property
+    def pool(self) -> int:
+        """Tokens asked for beside held-out ones."""
+        return self.tokens + self.judging * self.seq_len
 
 
 @dataclass(frozen=True)
@@ -46,12 +53,14 @@ class PreparedData:
 
     card: source, kind, format, encoding, column, files, rows, documents, duplicates, sections, seed,
     seq_len, text_digest, unknown_share, warnings (sentences); under `calibration` and `heldout`:
-    documents, sequences, tokens, digest.
+    documents, sequences, tokens, digest. judging: of documents that neither has; None where text is too scarce for as
+    much as was asked for, or nothing was.
     """
 
     calibration: TokenSet
     heldout: TokenSet
     card: dict[str, Any]
+    judging: TokenSet | None = None
 
 
 def prepare(settings: DataSettings, tokenizer: Any, vocab_size: int) -> PreparedData:
@@ -60,7 +69,7 @@ def prepare(settings: DataSettings, tokenizer: Any, vocab_size: int) -> Prepared
     vocab_size: rows of the model's embedding. eval_samples 0 gives an empty held-out set. Raises DataError
     (nothing to read, no text, too little text) and ModelError (a tokenizer that does not fit).
     """
-    chars = CHARS_PER_TOKEN * (settings.tokens + settings.eval_samples * settings.seq_len)
+    chars = CHARS_PER_TOKEN * (settings.pool + settings.eval_samples * settings.seq_len)
     corpus = load(Request(settings.data, settings.text_column, 4 * chars), tokenizer)
     framing = tokens.frame(tokenizer)
     found = split.unique(plain(text, framing, tokenizer) for text in corpus.documents)
@@ -74,6 +83,7 @@ def prepare(settings: DataSettings, tokenizer: Any, vocab_size: int) -> Prepared
     halves = split.partition(documents, _wanted(settings, corpus.source))
     windows = tokens.Windows(settings.samples, settings.seq_len, settings.seed, corpus.source)
     calibration = tokens.calibration_set(halves, framing, windows)
+    judging = tokens.judging_set(halves, framing, windows, settings.judging)
     judged = tokens.Windows(settings.eval_samples, settings.seq_len, settings.seed, corpus.source)
     heldout = tokens.heldout_set(halves, framing, judged)
     warnings = [
@@ -89,7 +99,9 @@ def prepare(settings: DataSettings, tokenizer: Any, vocab_size: int) -> Prepared
         "heldout": _half(heldout, len(halves.heldout)),
         "warnings": warnings,
     }
-    return PreparedData(calibration, heldout, card)
+    if judging is not None:
+        card["judging"] = _half(judging, len(set(judging.documents)))
+    return PreparedData(calibration, heldout, card, judging)
 
 
 def plain(text: str, framing: tokens.Frame, tokenizer: Any) -> str:
@@ -134,7 +146,7 @@ def _sections(texts: list[str], settings: DataSettings) -> tuple[list[str], str]
 def _documents(texts: list[str], settings: DataSettings, tokenizer: Any) -> list[Document]:
     """Texts in the order of the seed as tokens, until both halves have plenty."""
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(settings.seed)).tolist()
-    need = SPARE * settings.tokens
+    need = SPARE * settings.pool
     minimum = _minimum(settings)
     judged, pool = 0, 0
     documents: list[Document] = []

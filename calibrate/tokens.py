@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -122,28 +122,53 @@ def calibration_set(halves: Partition, framing: Frame, windows: Windows) -> Toke
     window has the tokenizer's frame, as texts have in use. `documents`: where each window starts.
     Raises DataError when the text does not fill one window.
     """
-    body = windows.seq_len - framing.size
-    stream: list[int] = []
-    origin: list[int] = []
-    for document, ids in _pieces(halves.calibration, PIECE * windows.seq_len):
-        if len(stream) >= windows.samples * body:
-            break
-        # a templated chat ends with the separator already, give or take a line break
-        ended = bool(framing.separator) and framing.separator[-1] in ids[-2:]
-        piece = ids if ended else (*ids, *framing.separator)
-        stream += piece
-        origin += [document.number] * len(piece)
-    count = min(windows.samples, len(stream) // body) if body > 0 else 0
-    if not count:
+    stream, origin = _stream(halves.calibration, framing, windows)
+    sequences, documents = _windows(stream, origin, framing, windows)
+    if not sequences:
         fits = len(stream) + framing.size
         remedy = f"--seq-len {2 ** (fits.bit_length() - 1)} or more text" if fits >= 8 else "more text"
         raise DataError(
             f"{windows.source} leaves {len(stream)} tokens for calibration, too few for one sequence of "
             f"{windows.seq_len}; give {remedy}"
         )
+    return _token_set(sequences, documents, "calibration", windows)
+
+
+def judging_set(halves: Partition, framing: Frame, windows: Windows, samples: int) -> TokenSet | None:
+    """`samples` windows more, of documents that nothing in `calibration_set` of the same arguments is of; None where
+    there are none asked for or not as many."""
+    if not samples:
+        return None
+    more = replace(windows, samples=samples)
+    used = set(_stream(halves.calibration, framing, windows)[1])
+    left = [document for document in halves.calibration if document.number not in used]
+    sequences, documents = _windows(*_stream(left, framing, more), framing, more)
+    return _token_set(sequences, documents, "judging", more) if len(sequences) == samples else None
+
+
+def _stream(documents: Sequence[Document], framing: Frame, windows: Windows) -> tuple[list[int], list[int]]:
+    """What windows are cut from, at least as much as they take if there is, and of which document each token is."""
+    stream: list[int] = []
+    origin: list[int] = []
+    for document, ids in _pieces(documents, PIECE * windows.seq_len):
+        if len(stream) >= windows.samples * (windows.seq_len - framing.size):
+            break
+        # a templated chat ends with the separator already, give or take a line break
+        ended = bool(framing.separator) and framing.separator[-1] in ids[-2:]
+        piece = ids if ended else (*ids, *framing.separator)
+        stream += piece
+        origin += [document.number] * len(piece)
+    return stream, origin
+
+
+def _windows(
+    stream: list[int], origin: list[int], framing: Frame, windows: Windows
+) -> tuple[list[tuple[int, ...]], list[int]]:
+    """Framed sequences of `stream`, and the document that each begins in."""
+    body = windows.seq_len - framing.size
+    count = min(windows.samples, len(stream) // body) if body > 0 else 0
     starts = [i * body for i in range(count)]
-    sequences = [(*framing.prefix, *stream[i : i + body], *framing.suffix) for i in starts]
-    return _token_set(sequences, [origin[i] for i in starts], "calibration", windows)
+    return [(*framing.prefix, *stream[i : i + body], *framing.suffix) for i in starts], [origin[i] for i in starts]
 
 
 def heldout_set(halves: Partition, framing: Frame, windows: Windows) -> TokenSet:

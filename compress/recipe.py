@@ -16,6 +16,7 @@ DEMO = "demo"
 EVAL_DOCUMENTS, EVAL_ROWS = 16, 500  # held out for measuring: documents of text, labelled rows
 REPARAMS, AUTO, NONE = ("awq", "rotate"), "auto", "none"
 PROOF_DOCUMENTS = 48  # of text, where a bound is to be shown
+JUDGING_TOKENS = 16384  # by which plans are judged: of 4,096, one layer's part is off by a fifth to a third
 EVAL_WRITTEN = 100  # the same of rows whose answers are written
 SAMPLES = {"fast": 16, "balanced": 64, "best": 256}  # calibration sequences by effort
 TUNING = "tune."  # what options of the tuning of blocks begin with

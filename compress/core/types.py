@@ -85,6 +85,7 @@ class Structure:
     """What was found by looking at the module tree. `generic` is a sentence when names were not recognised.
 
     alike: why all layers in blocks must have one scheme where this model is opened, empty where they need not.
+    apart: layers that servers fuse may have schemes of their own, since these servers do not open what may be chosen.
     """
 
     architecture: str
@@ -95,6 +96,7 @@ class Structure:
     outside: tuple[LayerRef, ...] = ()
     generic: str | None = None
     alike: str = ""
+    apart: bool = False
 
     @property
     def layers(self) -> tuple[LayerRef, ...]:
@@ -280,6 +282,7 @@ class FormatCaps:
     """What a format and its runtimes can hold; read by the planner before anything is solved.
 
     auto_groups: group sizes tried for `auto`, largest first. containers: storage orders that can be packed.
+    fusing: bits that servers have kernels for which fuse layers (q, k and v; gate and up) and want one scheme of them.
     """
 
     bits: tuple[int, ...]
@@ -287,6 +290,7 @@ class FormatCaps:
     symmetric_only: frozenset[str]
     containers: frozenset[str]
     notes: tuple[str, ...] = ()
+    fusing: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

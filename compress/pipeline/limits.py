@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -20,6 +21,10 @@ from export.formats.compressed_tensors import FORMAT
 from export.source import NotSolvedError, Planned
 
 EXPERTS = "transformers decodes packed experts with one scheme for the whole model"
+APART = (
+    "The budget chooses for q, k and v, gate and up one by one, which vLLM wants alike: of the bits to choose from it "
+    "opens 4 and 8 only. --schemes int4-g64-sym --schemes int8-row-sym makes a plan for it"
+)
 EARLY = "this model looks at weights while transformers opens it, which decodes them in time with one scheme only"
 
 
@@ -54,7 +59,8 @@ def caps_of(recipe: Recipe) -> FormatCaps:
     for name in formats_of(recipe):
         other = load("format", name).caps
         groups = tuple(g for g in caps.auto_groups if g in other.auto_groups) or caps.auto_groups
-        caps = replace(caps, bits=tuple(b for b in caps.bits if b in other.bits), auto_groups=groups)
+        bits, fusing = tuple(b for b in caps.bits if b in other.bits), sorted({*caps.fusing, *other.fusing})
+        caps = replace(caps, bits=bits, auto_groups=groups, fusing=tuple(fusing))
     return caps
 
 
@@ -79,6 +85,14 @@ def one_scheme(checkpoint: Checkpoint, structure: Structure) -> str:
     if reads_weights(checkpoint.model, structure):
         return EARLY
     return EXPERTS if any(layer.container == "experts" for layer in structure.layers) else ""
+
+
+def apart(schemes: Sequence[str], caps: FormatCaps, most: str = "") -> bool:
+    """Whether layers that servers fuse are chosen for one by one: of what may be chosen (`schemes`; none: all bits), no
+    such server has kernels for all. Not where time is a budget, of at `most` so much: it is known of what reads one
+    input."""
+    bits = {Scheme.parse(name).bits for name in schemes} or set(caps.bits)
+    return not most and not bits <= set(caps.fusing)
 
 
 def not_mixed(structure: Structure, recipe: Recipe) -> str:

@@ -1,7 +1,8 @@
 """From what layers cost to the plan that is built: readings of the costs, judged on text; the frontier; repair.
 
-Three quarters of the calibration texts say what layers cost (and give the bank its codes), the others judge plans made
-of them, so that codes are not judged by the text that they were fitted to. No plan is seen on held-out text.
+The calibration texts say what layers cost (and give the bank its codes), others judge plans made of them, so that codes
+are not judged by the text that they were fitted to: documents that no other text is of, or, where there are too few, a
+quarter of the calibration texts. No plan is seen on held-out text.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from compress.core.journal import Journal
 from compress.core.numerics.bootstrap import bootstrap
-from compress.core.types import LayerPlan, Sensitivity
+from compress.core.types import LayerPlan, Sensitivity, TokenSet
 from compress.pipeline.allowed import SPARE, expected_bounds, parse_share
 from compress.pipeline.bank import Bank
 from compress.pipeline.draws import Draws, Picks
@@ -23,7 +24,7 @@ from compress.pipeline.gauge import Gauge, Seen
 from compress.pipeline.likelihood import Answers
 from compress.pipeline.marginal import TOKENS, Marginal, Moves
 from compress.pipeline.outside import Outside
-from compress.pipeline.prepare import Prepared, make_streams
+from compress.pipeline.prepare import Prepared, make_streams, traces_of
 from compress.pipeline.profiling import Chosen, Profiling, texts_of
 from compress.pipeline.replay import Trace
 from compress.pipeline.store import Store
@@ -34,7 +35,7 @@ from compress.plan.budget import Limit, Planned
 from compress.plan.variants import at_a_plan, expected, variants
 
 EVERY = 4
-"""One text of so many judges."""
+"""One text of so many judges where there is no text beside that of calibration."""
 JUDGE_TOKENS = 4096
 POINTS = 6
 """Budgets of the frontier."""
@@ -88,7 +89,12 @@ class Planning:
     @property
     def share(self) -> float:
         """Of the texts, about, that say what layers cost."""
-        return 1 - 1 / self._every
+        return 1.0 if self._beside is not None else 1 - 1 / self._every
+
+    @property
+    def _beside(self) -> TokenSet | None:
+        """The text that judges beside that of calibration, if there is any."""
+        return self.ready.data.judging if self.ready.data is not None else None
 
     @property
     def builds(self) -> bool:
@@ -109,7 +115,9 @@ class Planning:
     def texts(self, judging: bool, most: int = JUDGE_TOKENS) -> tuple[list[Trace], Answers]:
         """The calibration texts that say what layers cost, or those that judge plans, `most` tokens; with their
         answers."""
-        traces, features = texts_of(self.ready, make_streams(self.ready).calibration)
+        beside = self._beside if judging else None
+        given = make_streams(self.ready).calibration if beside is None else traces_of(self.ready, beside)
+        traces, features = texts_of(self.ready, given)
         numbers = self._numbers(len(traces), judging)
         if judging:
             numbers = _short(traces, numbers, most * (4 if self.ready.recipe.max_drop else 1))
@@ -119,7 +127,7 @@ class Planning:
 
     def _numbers(self, count: int, judging: bool) -> list[int]:
         """Which of `count` texts judge, or do not."""
-        few = count < self._every
+        few = count < self._every or self._beside is not None
         return [n for n in range(count) if few or self._judges(n, count) == judging]
 
     def importance(self) -> tuple[int, list[int]]:

@@ -17,7 +17,7 @@ from compress.core.fingerprint import Fingerprint
 from compress.core.opening import Opened, resolve
 from compress.core.registry import load
 from compress.core.task import Context
-from compress.core.types import Plan, Structure
+from compress.core.types import Plan, Structure, TokenSet
 from compress.core.writing import WritingTask
 from compress.pipeline import effort, fitness, identity, inputs, judge, like, limits
 from compress.pipeline.collect import Collector, Counted, MakeCollector
@@ -30,7 +30,7 @@ from compress.pipeline.task_text import TaskText, prepared, task_text, with_all_
 from compress.plan import edited, profile, uniform
 from compress.plan.activations import choose_activation
 from compress.plan.mixed import is_mixed
-from compress.recipe import AUTO, EVAL_DOCUMENTS, EVAL_ROWS, NONE, PROOF_DOCUMENTS, Recipe, names_of
+from compress.recipe import AUTO, EVAL_DOCUMENTS, EVAL_ROWS, JUDGING_TOKENS, NONE, PROOF_DOCUMENTS, Recipe, names_of
 from export.formats.compressed_tensors import FORMAT
 
 
@@ -75,6 +75,7 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     limits.check_latency(recipe, checkpoint)
     if mixed or recipe.has_budget or lines:
         structure = replace(structure, alike=limits.one_scheme(checkpoint, structure))
+    structure = replace(structure, apart=not mixed and limits.apart(recipe.schemes, rules.caps, recipe.max_latency))
     uneven = limits.not_mixed(structure, recipe) if mixed and structure.alike else ""
     mixed = mixed and not uneven
     several = mixed or recipe.has_budget or edited.symmetric(lines)
@@ -96,6 +97,8 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     notes += [edited.OTHERWISE] if lines and edited.by_gradients(recipe.plan) else []
     if recipe.has_budget and structure.alike:
         notes.append(f"The budget chooses one scheme for all layers: {structure.alike}")
+    elif recipe.has_budget and structure.apart and any(layer.fused_with for layer in structure.layers):
+        notes.append(limits.APART)
     data, text = None, None
     reparams = _reparams(recipe)
     reads = mixed or recipe.effort == "best" or bool(reparams) or any(map(reads_text, plan.layers.values()))
@@ -162,6 +165,7 @@ def read_data(recipe: Recipe, opened: Opened, checkpoint: Checkpoint) -> tuple[P
         seq_len=min(recipe.seq_len, limit),
         eval_samples=documents if recipe.eval_samples is None else recipe.eval_samples,
         seed=recipe.seed,
+        judging=-(-JUDGING_TOKENS // min(recipe.seq_len, limit)) if recipe.has_budget and not recipe.profile else 0,
     )
     embedding = checkpoint.model.get_input_embeddings()
     made = prepare(settings, tokenizer, int(embedding.weight.shape[0]))
@@ -174,16 +178,21 @@ def make_streams(ready: Prepared) -> Streams:
     """Traces of calibration and held-out text; empty when the model cannot read text."""
     if ready.data is None:
         return Streams([], [], [], [])
-    pairs = bool(getattr(ready.checkpoint.config, "is_encoder_decoder", False))
 
     def traces(calibration: bool) -> list[Trace]:
         assert ready.data is not None
-        tokens = ready.data.calibration if calibration else ready.data.heldout
-        made = text_inputs(tokens.sequences, pairs) if ready.text is None else ready.text.inputs(calibration)
-        return [Trace(inputs) for inputs in made]
+        if ready.text is not None:
+            return [Trace(inputs) for inputs in ready.text.inputs(calibration)]
+        return traces_of(ready, ready.data.calibration if calibration else ready.data.heldout)
 
     compared = corrects(ready.plan) or ready.recipe.effort == "best"
     return Streams(traces(True), traces(True) if compared else [], traces(False), traces(False))
+
+
+def traces_of(ready: Prepared, tokens: TokenSet) -> list[Trace]:
+    """Text that is no rows of a task, as the model reads it."""
+    pairs = bool(getattr(ready.checkpoint.config, "is_encoder_decoder", False))
+    return [Trace(inputs) for inputs in text_inputs(tokens.sequences, pairs)]
 
 
 def fingerprint(ready: Prepared, threads: int) -> Fingerprint:
@@ -199,6 +208,7 @@ def fingerprint(ready: Prepared, threads: int) -> Fingerprint:
     found["what is done to blocks"] = list(ready.reparams)
     found["calibration text"] = ready.data.calibration.digest if ready.data else None
     found["--like text"] = ready.data.card.get("like", {}).get("digest") if ready.data else None
+    found["judging text"] = ready.data.judging.digest if ready.data and ready.data.judging else None
     found["held-out text"] = ready.data.heldout.digest if ready.data else None
     return found
 

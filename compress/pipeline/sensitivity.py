@@ -10,7 +10,7 @@ its gradients; the solver runs once a scheme.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compress.core import device
@@ -18,7 +18,7 @@ from compress.core.errors import ModelError
 from compress.core.fingerprint import Fingerprint
 from compress.core.journal import Journal
 from compress.core.types import RunRecord, torch_dtype
-from compress.pipeline import finish, identity, inputs, judge, scaling
+from compress.pipeline import finish, identity, inputs, judge, limits, scaling
 from compress.pipeline.bank import Bank
 from compress.pipeline.halves import steadiness
 from compress.pipeline.hooks import Hooks, Stages
@@ -46,6 +46,8 @@ def sensitivity(recipe: SensitivityRecipe, overwrite: bool = False, hooks: Hooks
     ready = open_and_plan(recipe.quantizing(), hooks)
     if ready.data is None:
         raise ModelError(f"{ready.opened.name} cannot be asked what its layers cost: {ready.notes[-1]}")
+    apart = limits.apart(recipe.schemes, limits.caps_of(ready.recipe))
+    ready = replace(ready, structure=replace(ready.structure, apart=apart))
     chosen = _chosen(recipe, ready)
     stages.done("open")
     out = Path(recipe.out or identity.default_out(ready.opened.name, "sensitivity"))

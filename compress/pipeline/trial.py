@@ -4,7 +4,7 @@ Of the built model's weights with rounding errors E (codes against what was to b
 weight or the one that makes good what earlier layers lost), dKL/dE . E / 2 is a layer's part in the loss: of a loss
 that is quadratic, the parts and those of the corrections add up to it (Euler). Asked on judging text: on the text that
 codes were solved on, next to nothing is left of the loss. What that makes of costs: compress.plan.shares.
-Cost: one build with three quarters of the text, one pass of the judging text forward and backward.
+Cost: one build with the text that says what layers cost, one pass of the judging text forward and backward.
 """
 
 from __future__ import annotations
@@ -45,10 +45,9 @@ from compress.plan import budget
 from compress.plan.budget import Planned
 from compress.plan.shares import Shares, shares
 from compress.plan.variants import expected
+from compress.recipe import JUDGING_TOKENS
 
 FOLDER, NAME = "trial", "even, built"
-TOKENS = 16384
-"""Of judging text that a trial is asked on: one layer's part is off by a fifth to a third on 4,096."""
 MOST_BITS = 6
 """Even plans of so many bits or more lose too little to tell anything by."""
 
@@ -110,7 +109,7 @@ class Trial:
             outside.compress(store.block_path(-1))
             outside.load_small(store.block_path(-1))
             calibration, _ = self.planning.texts(judging=False)
-            judging, answers = self.planning.texts(judging=True, most=TOKENS)
+            judging, answers = self.planning.texts(judging=True, most=JUDGING_TOKENS)
             streams = Streams(
                 calibration, *([trace.copy() for trace in some] for some in (calibration, judging, judging))
             )

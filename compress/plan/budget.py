@@ -1,6 +1,7 @@
 """A plan within budgets: the treatment of each layer, by what it costs and what it saves.
 
-Layers that servers fuse are one choice. Formats' rules hold before the search: what cannot be packed is not a choice.
+Layers that servers fuse are one choice where servers open what may be chosen. Formats' rules hold before the search:
+what cannot be packed is not a choice.
 """
 
 from __future__ import annotations

@@ -90,7 +90,9 @@ def applied(plan: Plan, lines: Lines, structure: Structure, rules: Rules, dtype:
         if layer.tied_to is not None and (owner := _owner(layer, layers)) is not None and owner in plans:
             reason = str(lines.get(layer.name, {}).get("reason") or plans[layer.name].reason)
             plans[layer.name] = replace(plans[owner], layer=layer.name, reason=reason)
-    for members in groups_of(structure).values():
+    coded = [plan.scheme for plan in (plans[layer.name] for layer in structure.layers) if plan.scheme.kind != "dense"]
+    apart = any(scheme.bits not in rules.caps.fusing for scheme in coded)
+    for members in groups_of(replace(structure, apart=apart)).values():
         mine = [plans[layer.name].scheme for layer in members]
         different = sorted({scheme.name for scheme in mine if scheme.kind != "dense" or not structure.alike})
         if len(different) > 1:

@@ -1,6 +1,6 @@
 """Eight bits where few bits do most damage, as measured; the rest as planned.
 
-Layers that servers fuse (q/k/v, gate/up) are one choice: they must have one scheme.
+Layers that servers fuse (q/k/v, gate/up) are one choice where servers open what is chosen: they want one scheme.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ def groups_of(structure: Structure) -> dict[str, tuple[LayerRef, ...]]:
     """Name of the first layer -> layers that must have one scheme, in execution order."""
     if structure.alike:
         return {structure.layers[0].name: structure.layers}
+    if structure.apart:
+        return {layer.name: (layer,) for layer in structure.layers}
     found: dict[str, list[LayerRef]] = {}
     for layer in structure.layers:
         found.setdefault(min(layer.fused_with, default=layer.name), []).append(layer)

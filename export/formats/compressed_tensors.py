@@ -45,6 +45,7 @@ CAPS = FormatCaps(
     symmetric_only=frozenset({"experts"}),
     containers=frozenset({"linear", "experts", "embedding"}),
     notes=("vLLM's kernels take groups of 32, 64 and 128 and whole rows",),
+    fusing=(4, 8),
 )
 
 

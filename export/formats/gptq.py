@@ -52,6 +52,7 @@ CAPS = FormatCaps(
     symmetric_only=frozenset(),
     containers=frozenset({"linear", "conv1d", "experts", "experts_t"}),
     notes=("inputs and outputs must be multiples of 32 / bits (of 32 at 3 bits), groups must divide the inputs",),
+    fusing=(2, 3, 4, 8),
 )
 ENTRY, HEADER = 96, 1024
 """Bytes of a tensor's line in a safetensors header beside the name of its layer, and of a header beside its lines, at
@@ -146,12 +147,14 @@ def quantization_config(source: Source, held: Mapping[str, Coded], form: str) ->
 
 
 def _patterns(source: Source, name: str) -> list[str]:
-    """Patterns of the modules on disk that make the layer `name`, servers' names of what they fuse with it included."""
+    """Patterns of the modules on disk that make the layer `name`, servers' names of what they fuse with it included,
+    where all that is fused has one scheme."""
     layer = next(layer for layer in source.layers if layer.name == name)
+    one = len({source.coded[mate].scheme.name if mate in source.coded else "" for mate in layer.fused_with}) == 1
     found = []
     for key, _, _ in disk_parts(layer, source.checkpoint.sources[layer.param]) or []:
         path, _, leaf = key.removesuffix(".weight").rpartition(".")
-        fused = _FUSED.get(leaf) if len(layer.fused_with) > 1 else None
+        fused = _FUSED.get(leaf) if one and len(layer.fused_with) > 1 else None
         ending = f"(?:{leaf}|{fused})" if fused else re.escape(leaf)
         prefix = re.escape(f"{path}.") if path else ""
         found.append(f"^{prefix}{ending}$")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from compress.core.blocks import find_structure
 from compress.core.errors import RecipeError
 from compress.core.numerics.affine import dequantize
 from compress.pipeline.export import ExportSettings, export
@@ -20,7 +21,7 @@ from export.source import Source
 from tests.exporting import agrees, static, verified, wrong
 from tests.faults import edit_json, edit_weights, reseal
 from tests.rebuild import run
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, tiny_config, tiny_model
 
 Make = Callable[..., Path]
 
@@ -127,6 +128,21 @@ def test_a_zero_point_of_zero_is_never_written_as_zero_minus_one(
     with pytest.raises(RecipeError, match="gptq_v2"):
         write(out, tmp_path / "y", checkpoint_format="gptq")
     assert not (tmp_path / "y").exists()
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_the_name_of_what_servers_fuse_is_said_where_it_has_one_scheme(tmp_path: Path, alike: bool) -> None:
+    """`qkv_proj` of vLLM has no bits where q, k and v differ, which GPTQModel opens."""
+    source, path = save_tiny("llama", tmp_path / "llama"), tmp_path / "plan.json"
+    layers = [layer.name for layer in find_structure(tiny_model("llama"), tiny_config("llama")).layers]
+    eight = [name for name in layers if "layers.0.self_attn" in name and ("q_proj" in name or alike)]
+    lines = {n: {"scheme": "int8-row-sym" if n in eight else "int3-g32-sym", "method": "rtn"} for n in layers}
+    path.write_text(json.dumps({"layers": lines}))
+    write(run("llama", source, tmp_path / "out", method="rtn", plan=str(path)).out, tmp_path / "x")
+    rules = json.loads((tmp_path / "x" / "config.json").read_text())["quantization_config"]["dynamic"]
+    names = [*eight, "model.layers.0.self_attn.qkv_proj"]
+    matched = [name for name in names if any(re.match(rule[2:], name) for rule in rules)]
+    assert matched == names[: len(eight) + alike]
 
 
 def test_what_cannot_be_held_is_refused_before_anything_is_written(made: Make, tmp_path: Path) -> None:

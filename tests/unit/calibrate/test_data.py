@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,23 @@ def test_windows_are_whole_and_documents_follow_each_other(articles: Path, byte_
     ids = [*texts[first].encode(), EOS]
     byte = {byte_tokenizer.convert_tokens_to_ids(t): b for b, t in enumerate_bytes(byte_tokenizer)}
     assert [byte.get(i, i) for i in stream[: len(ids)]] == ids
+
+
+def test_text_that_judges_shares_no_document_with_any_other(articles: Path, byte_tokenizer: Any) -> None:
+    made, without = (ask(articles, byte_tokenizer, judging=judging) for judging in (4, 0))
+    assert made.judging is not None
+    assert without.judging is None
+    assert [len(s) for s in made.judging.sequences] == [64] * 4
+    text = " ".join(decoded(s, byte_tokenizer) for s in made.judging.sequences)
+    others = [decoded(s, byte_tokenizer) for s in (*made.calibration.sequences, *made.heldout.sequences)]
+    assert not any(sentence in text for other in others for sentence in re.findall(r"[^.]{16,}", other))
+    assert (made.calibration.digest, made.heldout.digest) == (without.calibration.digest, without.heldout.digest)
+    assert made.card["judging"] == {"documents": len(set(made.judging.documents)), "sequences": 4, "tokens": 256,
+                                    "digest": made.judging.digest}  # fmt: skip
+
+
+def test_there_is_no_text_that_judges_where_it_is_scarce(articles: Path, byte_tokenizer: Any) -> None:
+    assert ask(articles, byte_tokenizer, judging=200).judging is None
 
 
 def enumerate_bytes(tokenizer: Any) -> list[tuple[int, str]]:
