@@ -95,6 +95,13 @@ def apart(schemes: Sequence[str], caps: FormatCaps, most: str = "") -> bool:
     return not most and not bits <= set(caps.fusing)
 
 
+def of_choices(structure: Structure) -> list[str]:
+    """Notes on which layers a budget chooses for as one."""
+    if structure.alike:
+        return [f"The budget chooses one scheme for all layers: {structure.alike}"]
+    return [APART] if structure.apart and any(layer.fused_with for layer in structure.layers) else []
+
+
 def not_mixed(structure: Structure, recipe: Recipe) -> str:
     """The note of a model whose layers are alike. Raises RecipeError when --mixed was asked for."""
     if recipe.mixed:

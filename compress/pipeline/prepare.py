@@ -95,10 +95,7 @@ def open_and_plan(recipe: Recipe, hooks: Hooks) -> Prepared:
     notes = [*opened.notes, *plan.notes, *([structure.generic] if structure.generic else [])]
     notes += [uneven] if uneven else []
     notes += [edited.OTHERWISE] if lines and edited.by_gradients(recipe.plan) else []
-    if recipe.has_budget and structure.alike:
-        notes.append(f"The budget chooses one scheme for all layers: {structure.alike}")
-    elif recipe.has_budget and structure.apart and any(layer.fused_with for layer in structure.layers):
-        notes.append(limits.APART)
+    notes += limits.of_choices(structure) if recipe.has_budget else []
     data, text = None, None
     reparams = _reparams(recipe)
     reads = mixed or recipe.effort == "best" or bool(reparams) or any(map(reads_text, plan.layers.values()))

@@ -128,7 +128,8 @@ def test_the_patterns_cover_the_names_of_fused_modules(monkeypatch: pytest.Monke
 
     names = ("m.0.q_proj", "m.0.k_proj")
     refs = [LayerRef(name, f"{name}.weight", (32, 32), 0, "q_proj", fused_with=names) for name in names]
-    source = SimpleNamespace(layers=refs, checkpoint=SimpleNamespace(sources={r.param: r.param for r in refs}))
+    checkpoint = SimpleNamespace(sources={r.param: r.param for r in refs})
+    source = SimpleNamespace(layers=refs, checkpoint=checkpoint, coded={})
     monkeypatch.setattr(gptq, "disk_parts", lambda ref, param: [(param, 0, 32)])
     found = gptq._patterns(source, "m.0.q_proj")  # type: ignore[arg-type]
     assert [bool(re.match(found[0], name)) for name in ("m.0.q_proj", "m.0.qkv_proj", "m.0.k_proj", "m.00.q_proj")] == [
