@@ -164,6 +164,24 @@ class Backward:
         release_memory()
         return dots
 
+    def watch(self, replay: Replay, block: BlockRef, traces: Sequence[Trace]) -> None:
+        """Show `watched` a block before it is asked about, of the first draw alone. Nothing moves."""
+        assert self.watched is not None
+        model, first = self.checkpoint.model, block.position == 0
+        self.point.fill(block)
+        with (
+            self.point.around(first),
+            _differentiable(model, block.layers if first else []) as parameters,  # what goes into it is no leaf there
+            self.watched.watching(model, block.layers),
+        ):
+            for number, trace in enumerate(traces):
+                self.watched.number = number
+                if (gradient := self.upstream[number][0].get(block.stack)) is None:
+                    continue
+                output, leaves = replay.graph(trace, block.index)
+                torch.autograd.grad(output, [*leaves.values(), *parameters], gradient, allow_unused=True)
+        empty(model.get_submodule(block.name))
+
     def _head(self) -> LayerRef | None:
         """What makes the logits, if it is asked about; the embedding where it is that."""
         head = self.structure.head

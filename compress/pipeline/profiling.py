@@ -1,5 +1,9 @@
 """The loop behind `compress sensitivity`: forward with a bank of codes, backward with dots, a journal line per block.
 
+Where a build will count tokens by gradients (compress.pipeline.importance), codes are solved so, too: at the block's
+turn backward, with one pass forward and back before it. What value projections lose at 4 bits is an eighth to a
+fortieth then.
+
 Memory: as the quantizing loop, with one layer's codes at every scheme; backward as compress.pipeline.gradient says.
 On disk until the end: what goes into each block, (texts, L, D) float32, and the bank.
 """
@@ -7,6 +11,7 @@ On disk until the end: what goes into each block, (texts, L, D) float32, and the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +31,7 @@ from compress.core.types import BlockRef, LayerPlan, LayerRef, LayerStats, Sensi
 from compress.pipeline.bank import Bank
 from compress.pipeline.collect import Collecting, collecting
 from compress.pipeline.gradient import Backward, Dots, Point, add_dots
-from compress.pipeline.importance import Watched
+from compress.pipeline.importance import Importance, Watched
 from compress.pipeline.likelihood import Answers
 from compress.pipeline.outside import Outside
 from compress.pipeline.prepare import Prepared, collectors_of
@@ -50,7 +55,7 @@ Row = dict[str, Any]
 @dataclass(frozen=True)
 class Profiling:
     """Everything the loop works with. chosen: the plans that may be chosen for each layer. importance: where to write
-    what tokens count, None: nowhere."""
+    what tokens count, None: all alike."""
 
     ready: Prepared
     chosen: Chosen
@@ -63,21 +68,22 @@ class Profiling:
 
     def sensitivities(self, traces: Sequence[Trace], answers: Answers, metric: str) -> tuple[list[Sensitivity], Row]:
         """What each layer costs at each scheme, and the line that says in what unit and over how many answers."""
-        rows = self._by_treatment(self.forward(traces))
+        self.forward(traces)
         if metric == "kl":
             self.swapped(traces, answers)
         else:
             self.backward(traces, answers)
         losses, said = recorded(self.journal)
+        rows = self._by_treatment([row for line in self.journal.of("banked") for row in line["rows"]])
         return costs(rows, losses, np.array(said["counts"], np.float64), roles_of(self.ready, self.journal)), said
 
-    def forward(self, traces: Sequence[Trace]) -> list[Row]:
-        """Fill the bank; rows {layer, scheme, bits, error}. Traces end at the last blocks' outputs."""
-        blocks = self.ready.structure.blocks
-        lines = self.journal.of("banked")
-        done = len([line for line in lines if line["block"] >= 0])
+    def forward(self, traces: Sequence[Trace]) -> None:
+        """Fill the bank, or with `importance` only the folder of what goes into blocks. Traces end at the last blocks'
+        outputs."""
+        blocks, weighed = self.ready.structure.blocks, self.importance is not None
+        passed = self.journal.of("passed" if weighed else "banked")
+        done = len([line for line in passed if line["block"] >= 0])
         self._check(blocks[:done])
-        make = collectors_of(self.ready.plan, pick_device(self.ready.recipe.device))
         for block in {block.stack: block for block in blocks[:done]}.values():
             self.store.read_state(block, list(traces))
         with Replay(self.ready.checkpoint.model, blocks) as replay, old_objects_left_alone():
@@ -86,18 +92,43 @@ class Profiling:
                 self.ready.checkpoint.fill(block.name)
                 with (
                     self.outside.installed("original", vocabulary=block.position == 0),
-                    collecting(self.ready.checkpoint.model, block, make) as gathered,
+                    nullcontext() if weighed else self._collecting(block) as gathered,
                 ):
                     for trace in traces:
                         replay.advance(trace, block.index)
                 self.store.write_state(block, list(traces))
-                self._bank(block.index, self._solved(gathered))
+                if gathered is not None:
+                    self._bank(block.index, self._solved(gathered))
+                else:
+                    self.journal.append("passed", block=block.index)
                 empty(self.ready.checkpoint.model.get_submodule(block.name))
                 release_memory()
-        if not any(line["block"] < 0 for line in lines):
+        if not any(line["block"] < 0 for line in self.journal.of("banked")):
             self._bank(-1, self._ends())
         self.report("solving", len(blocks), len(blocks))
-        return [row for line in self.journal.of("banked") for row in line["rows"]]
+
+    def _collecting(self, block: BlockRef) -> AbstractContextManager[Collecting]:
+        make = collectors_of(self.ready.plan, pick_device(self.ready.recipe.device))
+        return collecting(self.ready.checkpoint.model, block, make)
+
+    def _weighed(self, walk: Backward, replay: Replay, block: BlockRef, traces: Sequence[Trace]) -> None:
+        """Fill the bank with codes of a block whose tokens count by gradients."""
+        assert walk.watched is not None
+        assert self.importance is not None
+        if any(line["block"] == block.index for line in self.journal.of("banked")):
+            return
+        walk.watch(replay, block, traces)
+        walk.watched.write(self.importance, block)
+        rows = [len(next(iter(trace.inputs.values()))) for trace in traces]
+        energies = Importance(self.importance, len(traces), range(len(traces))).of(block, rows)
+        walk.point.fill(block)
+        with walk.point.around(block.position == 0), self._collecting(block) as gathered:
+            for trace, known in zip(traces, energies, strict=True):
+                gathered.energies = known
+                replay.visit(trace, block.index)
+        self._bank(block.index, self._solved(gathered))
+        empty(self.ready.checkpoint.model.get_submodule(block.name))
+        release_memory()
 
     def backward(self, traces: Sequence[Trace], answers: Answers) -> None:
         """The dots of every layer and scheme with each text, into the journal."""
@@ -123,6 +154,8 @@ class Profiling:
                     continue
                 if block.position > 0:
                     self.store.read_state(blocks[block.index - 1], list(traces))
+                if watched is not None:
+                    self._weighed(walk, replay, block, traces)
                 dots = walk.block(replay, block, traces)
                 if watched is not None and self.importance is not None:
                     watched.write(self.importance, block)
@@ -144,7 +177,8 @@ class Profiling:
     def _check(self, blocks: Iterable[BlockRef]) -> None:
         """Raises OutputError when files that the journal speaks of are gone."""
         scored = len(self.journal.of("scored"))
-        needed = [path for b in blocks for path in (self.bank.path(b.index), self.store.state_path(b.index))]
+        needed = [self.store.state_path(block.index) for block in blocks]
+        needed += [self.bank.path(line["block"]) for line in self.journal.of("banked")]
         needed += [self._gradients(scored - 1)] if scored else []
         if missing := [path for path in needed if not path.is_file()]:
             raise OutputError(f"{missing[0]} of the interrupted run is gone; pass --overwrite to start over")

@@ -167,7 +167,7 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(
     model = save_tiny("llama", tmp_path / "llama")
     shared: dict[str, Any] = {"max_bytes": "175kB", "verify": False, "options": options}
     planned(model, tmp_path / "whole", **shared)
-    kinds = ("outside", "banked", "scored", "judged", asks, "planned", "block", "measured")
+    kinds = ("outside", "passed", "banked", "scored", "judged", asks, "planned", "block", "measured")
     cut = tmp_path / "cut"
     deaths = killed_after(monkeypatch, kinds, lambda: planned(model, cut, **shared))
     assert {"banked", "scored", "judged", asks, "planned", "block"} <= set(deaths)
