@@ -76,10 +76,14 @@ class Collecting:
     Servers fuse q, k and v because they read one input, but not every model keeps to it: deberta's query and key are
     also multiplied with relative positions, its value is not. So the first forward decides: the inputs of fused layers
     are held until it ends, and only layers that were given the same tensors share a collector from then on.
+    Where tokens count by gradients (`apart`), each layer has a collector of its own: what values err by on a token that
+    many attend to is in every output, and counted as queries and keys have it they lose 2 to 10 times as much.
     Memory beyond the collectors: two copies of one batch's distinct inputs of fused layers, until that forward ends.
     """
 
-    def __init__(self, block: BlockRef, make: MakeCollector, writers: Writers | None = None) -> None:
+    def __init__(
+        self, block: BlockRef, make: MakeCollector, writers: Writers | None = None, apart: bool = False
+    ) -> None:
         self.block = block
         self.writers = writers
         self.mask: Tensor | None = None  # (rows, L) of the batch that runs: what is not padding; None: everything
@@ -94,7 +98,7 @@ class Collecting:
         self._held: dict[str, list[_Identity]] | None = None
         # the tensor itself, so that its address is not used again; its values, should it be changed in place; weights
         self._kept: dict[_Identity, tuple[Tensor, Tensor, Tensor | None]] = {}
-        self._fused = {layer.name: layer for layer in block.layers if layer.fused_with}
+        self._fused = {layer.name: layer for layer in block.layers if layer.fused_with and not apart}
         for layer in block.layers:
             if layer.name not in self._fused:
                 self._owner[layer.name] = layer.name
@@ -230,14 +234,15 @@ class Collecting:
 
 @contextmanager
 def collecting(
-    model: nn.Module, block: BlockRef, make: MakeCollector, writers: Writers | None = None
+    model: nn.Module, block: BlockRef, make: MakeCollector, writers: Writers | None = None, apart: bool = False
 ) -> Iterator[Collecting]:
     """Inside, every forward through `block` adds its inputs. The block's parameters must be in memory.
 
     writers: what the original model's forwards left, to compare what is written to the residual stream with; each
     forward is then unwound (Reached) as soon as the layers of `block`, which may be one step of it, have been seen.
+    apart: no two layers share a collector.
     """
-    gathered = Collecting(block, make, writers)
+    gathered = Collecting(block, make, writers, apart)
     writes = Writes(gathered.written, writers.adds if writers is not None else {})
     # prepended: the block itself may be one of the layers
     home = model.get_submodule(block.name)

@@ -83,7 +83,7 @@ class Importance:
 
     def of(self, block: BlockRef, rows: Sequence[int]) -> list[dict[str, Tensor]]:
         """Of each batch, layer -> |g|^2 over its mean, (B, L); nan for texts that nobody asked about. rows: of each
-        batch. Layers that servers fuse read one input, and have one mean of theirs.
+        batch.
 
         Raises OutputError when the file is gone.
         """
@@ -95,31 +95,26 @@ class Importance:
         for key, entry in entries.items():
             number, name = key.split(".", 1)
             by_layer.setdefault(name, {})[self.known[int(number)]] = read_tensor(entry)
-        fused = {layer.name: layer.fused_with or (layer.name,) for layer in block.layers}
-        found: dict[tuple[str, ...], list[dict[int, Tensor]]] = {}
-        for name, texts in by_layer.items():
+        batches: list[dict[str, Tensor]] = [{} for _ in rows]
+        for name in (layer.name for layer in block.layers if layer.name in by_layer):
+            texts = by_layer[name]
             tokens = sum(energy.numel() for energy in texts.values())
             mean = sum(float(energy.sum(dtype=torch.float64)) for energy in texts.values()) / tokens
             if mean > 0:
-                found.setdefault(fused[name], []).append({number: energy / mean for number, energy in texts.items()})
-        batches: list[dict[str, Tensor]] = [{} for _ in rows]
-        for layer in block.layers:
-            if mates := found.get(fused[layer.name]):
-                for batch, energy in zip(batches, self._batched(mates, rows), strict=True):
+                over = {number: energy / mean for number, energy in texts.items()}
+                for batch, energy in zip(batches, self._batched(over, rows), strict=True):
                     if energy is not None:
-                        batch[layer.name] = energy
+                        batch[name] = energy
         return batches
 
-    def _batched(self, mates: Sequence[Mapping[int, Tensor]], rows: Sequence[int]) -> list[Tensor | None]:
+    def _batched(self, known: Mapping[int, Tensor], rows: Sequence[int]) -> list[Tensor | None]:
         """(B, L) of each batch; None where nothing is known of it."""
-        joined = {number: torch.stack([m[number] for m in mates]).mean(0) for number in mates[0]
-                  if all(number in m and m[number].shape == mates[0][number].shape for m in mates)}  # fmt: skip
         if self.texts == len(rows):
-            return [joined.get(number) for number in range(len(rows))]
+            return [known.get(number) for number in range(len(rows))]
         found: list[Tensor | None] = []
         first = 0
         for count in rows:
-            parts = [joined.get(number) for number in range(first, first + count)]
+            parts = [known.get(number) for number in range(first, first + count)]
             first += count
             shape = next((part for part in parts if part is not None), None)
             found.append(None if shape is None else torch.cat(

@@ -109,7 +109,7 @@ class Profiling:
 
     def _collecting(self, block: BlockRef) -> AbstractContextManager[Collecting]:
         make = collectors_of(self.ready.plan, pick_device(self.ready.recipe.device))
-        return collecting(self.ready.checkpoint.model, block, make)
+        return collecting(self.ready.checkpoint.model, block, make, apart=self.importance is not None)
 
     def _weighed(self, walk: Backward, replay: Replay, block: BlockRef, traces: Sequence[Trace]) -> None:
         """Fill the bank with codes of a block whose tokens count by gradients."""

@@ -225,7 +225,8 @@ class Stream:
         """The statistics of one step, with the steps before it compressed."""
         model, writers, finished = self.checkpoint.model, work.writers, work.finished
         trim_memory()
-        with work.around(), collecting(model, step, self.make, writers) as gathered, finished.playing():
+        collector = collecting(model, step, self.make, writers, apart=work.energies is not None)
+        with work.around(), collector as gathered, finished.playing():
             for number, trace in enumerate(work.calibration):
                 finished.batch = number
                 gathered.mask = text_mask(trace)

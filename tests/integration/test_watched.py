@@ -75,9 +75,8 @@ def test_gradients_at_outputs_are_those_of_the_whole_model(
     for hook in hooks:
         hook.remove()
     for layer in ready.structure.layers:  # what codes of the bank were solved for
-        mates = [torch.cat(first[mate]) for mate in layer.fused_with or (layer.name,)]
-        energy = torch.stack([mate / mate.mean() for mate in mates]).mean(0)
-        weights, x = energy.clamp(LEAST, MOST).sqrt().double(), torch.cat(inputs[layer.name]).double()
+        energy = torch.cat(first[layer.name])
+        weights, x = (energy / energy.mean()).clamp(LEAST, MOST).sqrt().double(), torch.cat(inputs[layer.name]).double()
         expected = 2 / weights.sum() * (x.T * weights) @ x
         torch.testing.assert_close(
             moments[layer.name].double(), expected, rtol=1e-2, atol=1e-3 * float(expected.diagonal().mean())

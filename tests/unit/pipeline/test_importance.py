@@ -59,15 +59,14 @@ def recorded(folder: Path, texts: list[Tensor]) -> tuple[BlockRef, dict[str, lis
 
 
 def test_each_token_counts_by_its_gradient_over_the_mean(tmp_path: Path) -> None:
-    """Fused layers have the mean of theirs; a layer that is called twice in a forward is not known."""
+    """Each by its own, fused or not; a layer that is called twice in a forward is not known."""
     texts = [torch.randn(1, 3, 4), torch.randn(1, 5, 4)]
     block, by_hand = recorded(tmp_path, texts)
     found = Importance(tmp_path, 2, (0, 1)).of(block, [1, 1])
-    over = [[energy / torch.cat(energies, 1).mean() for energy in energies] for energies in by_hand.values()]
     for number, batch in enumerate(found):
         assert set(batch) == set(NAMES)
-        for energy in batch.values():
-            torch.testing.assert_close(energy, (over[0][number] + over[1][number]) / 2)
+        for name, energy in batch.items():
+            torch.testing.assert_close(energy, by_hand[name][number] / torch.cat(by_hand[name], 1).mean())
 
 
 def test_rows_stand_in_the_batches_of_the_build_and_what_nobody_asked_about_is_nan(tmp_path: Path) -> None:
@@ -107,15 +106,15 @@ def test_second_moments_count_tokens_so() -> None:
     block = find_structure(model, model.config).blocks[0]
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
     torch.manual_seed(0)
-    energy = torch.rand(2, 3) + 0.5
     fc2 = next(la for la in block.layers if la.role == "fc2")
     writers = Writers(block, lambda rows, columns: DriftCollector(rows, columns, CPU))
     wanted, stream = torch.randn(2, 3, 64), torch.randn(2, 3, 64)
     writers.adds[fc2.name] = 1
     writers._streams.append({fc2.name: [wanted]})
-    gathered = Collecting(block, lambda n: HessianCollector(n, CPU), writers)
+    gathered = Collecting(block, lambda n: HessianCollector(n, CPU), writers, apart=True)
     gathered.mask = mask
-    gathered.energies = {layer.name: energy for layer in block.layers}
+    energies = {layer.name: torch.rand(2, 3) + 0.5 for layer in block.layers}
+    gathered.energies = energies
     writers.batch(0, mask)
     gathered.begin()
     gathered._left = None
@@ -127,6 +126,7 @@ def test_second_moments_count_tokens_so() -> None:
     writers.wrote(fc2.name, stream)
     base = 1 / wanted.square().mean(-1)
     for layer in block.layers:
+        energy = energies[layer.name]
         weights = weighed(base, energy) if layer is fc2 else energy.sqrt()
         by_hand = HessianCollector(layer.shape[1], CPU)
         by_hand.add(inputs[layer.name][mask], weights[mask])
