@@ -23,8 +23,9 @@ from compress.core.errors import OutputError
 from compress.core.safetensors_file import pending, read_header, read_tensor, write_file
 from compress.core.types import BlockRef, LayerRef
 
-LEAST, MOST = 0.05, 20.0
-"""Of the mean of |g|^2 over all tokens of a layer: what a token has at least and at most."""
+LEAST, MOST = 0.05, 1e4
+"""Of the mean of |g|^2 over all tokens of a layer: what a token has at least and at most. The first of a text, which
+all others may attend to, has some hundred times the mean at values."""
 
 
 class Watched:
