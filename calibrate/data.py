@@ -41,11 +41,6 @@ class DataSettings:
         """Calibration tokens asked for."""
         return self.samples * self.seq_len
 
-    @property
-    def pool(self) -> int:
-        """Tokens asked for beside held-out ones."""
-        return self.tokens + self.judging * self.seq_len
-
 
 @dataclass(frozen=True)
 class PreparedData:
@@ -69,21 +64,22 @@ def prepare(settings: DataSettings, tokenizer: Any, vocab_size: int) -> Prepared
     vocab_size: rows of the model's embedding. eval_samples 0 gives an empty held-out set. Raises DataError
     (nothing to read, no text, too little text) and ModelError (a tokenizer that does not fit).
     """
-    chars = CHARS_PER_TOKEN * (settings.pool + settings.eval_samples * settings.seq_len)
+    chars = CHARS_PER_TOKEN * (settings.tokens + settings.eval_samples * settings.seq_len)
     corpus = load(Request(settings.data, settings.text_column, 4 * chars), tokenizer)
     framing = tokens.frame(tokenizer)
     found = split.unique(plain(text, framing, tokenizer) for text in corpus.documents)
     if not found:
         raise DataError(f"{corpus.source} holds no text; give a file with text in it")
     texts, cut = _sections(found, settings)
-    documents = _documents(texts, settings, tokenizer)
+    documents, spare = _documents(texts, settings, tokenizer)
     if not documents:
         raise DataError(f"the tokenizer finds no token in {corpus.source}; give text in a language it knows")
     unknown = tokens.check(documents, framing, tokenizer, vocab_size)
+    tokens.check(spare, framing, tokenizer, vocab_size)
     halves = split.partition(documents, _wanted(settings, corpus.source))
     windows = tokens.Windows(settings.samples, settings.seq_len, settings.seed, corpus.source)
     calibration = tokens.calibration_set(halves, framing, windows)
-    judging = tokens.judging_set(halves, framing, windows, settings.judging)
+    judging = tokens.judging_set(halves, spare, framing, windows, settings.judging)
     judged = tokens.Windows(settings.eval_samples, settings.seq_len, settings.seed, corpus.source)
     heldout = tokens.heldout_set(halves, framing, judged)
     warnings = [
@@ -143,25 +139,30 @@ def _sections(texts: list[str], settings: DataSettings) -> tuple[list[str], str]
     )
 
 
-def _documents(texts: list[str], settings: DataSettings, tokenizer: Any) -> list[Document]:
-    """Texts in the order of the seed as tokens, until both halves have plenty."""
+def _documents(texts: list[str], settings: DataSettings, tokenizer: Any) -> tuple[list[Document], list[Document]]:
+    """Texts in the order of the seed as tokens, until both halves have plenty; and those that follow, for judging."""
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(settings.seed)).tolist()
-    need = SPARE * settings.pool
+    need, more = SPARE * settings.tokens, SPARE * settings.judging * settings.seq_len
     minimum = _minimum(settings)
-    judged, pool = 0, 0
+    judged, pool, beside = 0, 0, 0
     documents: list[Document] = []
+    spare: list[Document] = []
     stream = tokens.encode(tokenizer, [texts[i] for i in order], CHARS_PER_TOKEN * settings.tokens)
     for number, ids in zip(order, stream, strict=True):
-        if judged >= settings.eval_samples and pool >= need:
+        plenty = judged >= settings.eval_samples and pool >= need
+        if plenty and beside >= more:
             break
         if not ids:
             continue
-        documents.append(Document(number, tuple(ids)))
-        if judged < settings.eval_samples and len(ids) >= minimum:
+        size = min(len(ids), tokens.PIECE * settings.seq_len)
+        (spare if plenty else documents).append(Document(number, tuple(ids)))
+        if plenty:
+            beside += size
+        elif judged < settings.eval_samples and len(ids) >= minimum:
             judged += 1
         else:
-            pool += min(len(ids), tokens.PIECE * settings.seq_len)
-    return documents
+            pool += size
+    return documents, spare
 
 
 def _reductions(corpus: Corpus, found: list[str], cut: str) -> list[str]:

@@ -137,6 +137,15 @@ def partition(documents: Sequence[Document], wanted: Wanted) -> Partition:
     return Partition(tuple(d for d in distinct if d.number not in taken), heldout, boilerplate)
 
 
+def strangers(documents: Sequence[Document], known: Sequence[Document]) -> list[Document]:
+    """Those of `documents` that share no run of RUN tokens with one that is `known`, as `partition` counts them."""
+    clusters, _ = _clusters([*known, *documents])
+    taken = {document.number for document in known}
+    met = {d.number for cluster in clusters if any(d.number in taken for d in cluster) for d in cluster}
+    same = {document.ids for document in known}
+    return [document for document in documents if document.number not in met and document.ids not in same]
+
+
 def _choose(clusters: list[list[Document]], wanted: Wanted) -> list[list[Document]]:
     """The held-out clusters: at least one, and never all."""
     able = [c for c in clusters if max(len(d.ids) for d in c) >= wanted.minimum]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from calibrate.split import Document, Partition
+from calibrate.split import Document, Partition, strangers
 from compress.core.errors import DataError, ModelError
 from compress.core.types import TokenSet
 
@@ -134,15 +134,18 @@ def calibration_set(halves: Partition, framing: Frame, windows: Windows) -> Toke
     return _token_set(sequences, documents, "calibration", windows)
 
 
-def judging_set(halves: Partition, framing: Frame, windows: Windows, samples: int) -> TokenSet | None:
-    """`samples` windows more, of documents that nothing in `calibration_set` of the same arguments is of; None where
-    there are none asked for or not as many."""
+def judging_set(
+    halves: Partition, spare: Sequence[Document], framing: Frame, windows: Windows, samples: int
+) -> TokenSet | None:
+    """`samples` windows more, of documents in neither set, from the calibration half and from `spare`; None where there
+    are none asked for or not as many. windows: of `calibration_set`."""
     if not samples:
         return None
     more = replace(windows, samples=samples)
-    used = set(_stream(halves.calibration, framing, windows)[1])
-    left = [document for document in halves.calibration if document.number not in used]
-    sequences, documents = _windows(*_stream(left, framing, more), framing, more)
+    numbers = set(_stream(halves.calibration, framing, windows)[1])
+    used = [*halves.heldout, *(document for document in halves.calibration if document.number in numbers)]
+    left = [*(document for document in halves.calibration if document.number not in numbers), *spare]
+    sequences, documents = _windows(*_stream(strangers(left, used), framing, more), framing, more)
     return _token_set(sequences, documents, "judging", more) if len(sequences) == samples else None
 
 

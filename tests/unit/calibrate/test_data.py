@@ -69,6 +69,16 @@ def test_text_that_judges_shares_no_document_with_any_other(articles: Path, byte
                                     "digest": made.judging.digest}  # fmt: skip
 
 
+@pytest.mark.parametrize("count", [30, 400])
+def test_text_that_judges_changes_no_other(tmp_path: Path, byte_tokenizer: Any, prose: Prose, count: int) -> None:
+    """Of one long document, cut into sections: where it is scarce, and where more is there than is read."""
+    path = tmp_path / "long.txt"
+    path.write_text("\n\n".join(prose(3) for _ in range(count)))
+    asked = {"samples": 2, "eval_samples": 2, "seq_len": 32}
+    made = [ask(path, byte_tokenizer, judging=judging, **asked) for judging in (0, 4, 4000)]
+    assert len({one.calibration.digest for one in made}) == len({one.heldout.digest for one in made}) == 1
+
+
 def test_there_is_no_text_that_judges_where_it_is_scarce(articles: Path, byte_tokenizer: Any) -> None:
     assert ask(articles, byte_tokenizer, judging=200).judging is None
 
