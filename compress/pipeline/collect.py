@@ -77,7 +77,7 @@ class Collecting:
     also multiplied with relative positions, its value is not. So the first forward decides: the inputs of fused layers
     are held until it ends, and only layers that were given the same tensors share a collector from then on.
     Where tokens count by gradients (`apart`), each layer has a collector of its own: what values err by on a token that
-    many attend to is in every output, and counted as queries and keys have it they lose 2 to 10 times as much.
+    many attend to is in every output, and counted as queries and keys have it they lose nearly twice as much.
     Memory beyond the collectors: two copies of one batch's distinct inputs of fused layers, until that forward ends.
     """
 

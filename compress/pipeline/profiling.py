@@ -1,8 +1,7 @@
 """The loop behind `compress sensitivity`: forward with a bank of codes, backward with dots, a journal line per block.
 
 Where a build will count tokens by gradients (compress.pipeline.importance), codes are solved so, too: at the block's
-turn backward, with one pass forward and back before it. What value projections lose at 4 bits is an eighth to a
-fortieth then.
+turn backward, with one pass forward and back before it.
 
 Memory: as the quantizing loop, with one layer's codes at every scheme; backward as compress.pipeline.gradient says.
 On disk until the end: what goes into each block, (texts, L, D) float32, and the bank.
